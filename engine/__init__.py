@@ -1,0 +1,1 @@
+"""The training engine: network, optimizer, communicator, trainer, and their command lines."""
