@@ -219,11 +219,11 @@ class Keys(Sequence):
 class Pack:
     """A packed dataset: one shard or several, read as one. Make it with `Pack.open`."""
 
-    def __init__(self, shards: Sequence[_Shard]):
+    def __init__(self, shards: Sequence[_Shard], path: Path):
         first = shards[0]
         self._shards = list(shards)
         self._starts = np.cumsum([0, *(len(s.keys) for s in shards)]).tolist()
-        self.path: Path = first.path
+        self.path: Path = path
         self.class_names: list[str] = first.class_names
         self.labels: np.ndarray = _joined([s.labels for s in shards])
         self.sizes: np.ndarray = _joined([s.sizes for s in shards])
@@ -234,6 +234,7 @@ class Pack:
         self.keys: Sequence[str] = Keys([s.keys for s in shards])
         self.class_counts: np.ndarray = np.sum([s.counts for s in shards], axis=0)
         self.attributes: dict = {**first.attributes, "records": len(self)}
+        self.attributes.pop("shard", None)
 
     @classmethod
     def open(cls, path: str | Path | Sequence[str | Path], *, alone: bool = False) -> "Pack":
@@ -244,7 +245,7 @@ class Pack:
         Raises UserError when missing, foreign, of a newer version, truncated, or with shards missing.
         """
         if isinstance(path, str | Path):
-            return cls(_open_set(Path(path), alone))
+            return cls(_open_set(Path(path), alone), Path(path))
         if not path:
             raise UserError("no pack was named")
         shards = [shard for p in path for shard in _open_set(Path(p), alone)]
@@ -253,13 +254,18 @@ class Pack:
                 raise UserError(
                     f"{shards[0].path} and {shard.path} cannot be read as one: their class names differ"
                 )
-        return cls(shards)
+        return cls(shards, shards[0].path)
 
     def __reduce__(self):
-        return (_reopen, ([s.path for s in self._shards],))
+        return (_reopen, ([s.path for s in self._shards], self.path))
 
     def __len__(self) -> int:
         return self._starts[-1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the encoded images."""
+        return sum(shard.blob_span[1] for shard in self._shards)
 
     def record(self, i: int) -> np.ndarray:
         """The encoded image i as uint8 (bytes,): a view of the memory map, not a copy. IndexError out of range."""
@@ -289,8 +295,8 @@ class Pack:
         ]
 
 
-def _reopen(paths: list[Path]) -> Pack:
-    return Pack([_Shard(p) for p in paths])
+def _reopen(shards: list[Path], path: Path) -> Pack:
+    return Pack([_Shard(p) for p in shards], path)
 
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:

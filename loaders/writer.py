@@ -1,6 +1,5 @@
 """Streams records into pack files: written under a temporary name, read back, then renamed."""
 
-import json
 import os
 import shutil
 import uuid
@@ -128,13 +127,10 @@ def count_labels(labels: np.ndarray, classes: int) -> np.ndarray:
     return (np.nan_to_num(labels) > 0).sum(0).astype("<i8")
 
 
-def new_attributes(source: str, kind: str, resize: int, tools: dict[str, str], shards: int) -> list[dict]:
+def new_attributes(common: dict, shards: int) -> list[dict]:
     """The attributes of each shard of a new pack; the random `set` ties its shards together."""
     common = {
-        "source": source,
-        "kind": kind,
-        "resize": resize,
-        "tools": json.dumps(tools),
+        **common,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "set": uuid.uuid4().hex,
         "shards": shards,
