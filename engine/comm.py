@@ -25,6 +25,10 @@ from loaders.errors import UserError
 BACKENDS = ("auto", "horovod", "torch", "local")
 
 
+class SharedError(UserError):
+    """A UserError that all ranks raise at the same point, so that they can leave in good order, and one speaks."""
+
+
 class Handle(Protocol):
     """A collective under way."""
 
@@ -76,7 +80,7 @@ class Communicator:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Run a block whose UserError on one rank becomes the same UserError on all: they stop together.
+        """Run a block whose UserError on one rank becomes a SharedError on all: they stop together.
 
         The block must hold no collective of its own.
         """
@@ -90,7 +94,7 @@ class Communicator:
         if messages:
             ranks = [rank for rank, text in enumerate(said) if text is not None]
             where = "" if len(ranks) == self.size else f" (on rank {', '.join(map(str, ranks))} of {self.size})"
-            raise UserError("; ".join(messages) + where) from error
+            raise SharedError("; ".join(messages) + where) from error
 
 
 class _Done:
