@@ -43,6 +43,15 @@ def list_recipes(kind: str) -> None:
         print(f"{name}\n{textwrap.indent(textwrap.fill(about, 100), '    ')}")
 
 
+def guard(body: Callable[[], None]) -> None:
+    """Run something that needs no other rank; unusable input ends it with one message and code 2."""
+    try:
+        body()
+    except UserError as error:
+        _say(f"error: {error}")
+        sys.exit(USAGE_ERROR)
+
+
 def start(
     schema: type[Settings], kind: str, recipe: str, overrides: list[str], body: Callable[[Settings, Communicator], None]
 ) -> NoReturn:

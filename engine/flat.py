@@ -133,8 +133,3 @@ class GradientSum:
                     self._start(number)
             for handle in self._handles.values():
                 handle.wait()
-
-
-def broadcast_parameters(flat: FlatParameters, comm: Communicator) -> None:
-    """Give all ranks the parameters of rank 0."""
-    comm.broadcast_(flat.values, "parameters")
