@@ -86,7 +86,8 @@ def pretraining(config: PretrainConfig, comm: Communicator) -> Parts:
     }
 
     def train_batches(first_step: int, last_step: int) -> Iterator[Sequence[Batch]]:
-        return batches.train_batches(train, plan, train_transform, first_step=first_step, last_step=last_step, **reading)
+        steps = {"first_step": first_step, "last_step": last_step}
+        return batches.train_batches(train, plan, train_transform, **steps, **reading)
 
     share = config.train.global_batch // comm.size // config.train.accumulate
 
