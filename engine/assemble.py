@@ -104,19 +104,24 @@ def pretraining(config: PretrainConfig, comm: Communicator) -> Parts:
         model=model,
         flat=flat,
         optimizer=build_optimizer(model, config.optim, lr=0.0),
-        about={
-            "format": 1,
-            "run": config.name,
-            "network": config.model.name,
-            "num_classes": num_classes,
-            "class_names": list(train.class_names),
-            "size": config.data.size,
-            "mean": list(eval_transform.mean),
-            "std": list(eval_transform.std),
-        },
+        about=about(config.name, config.model.name, num_classes, train, eval_transform),
         train_batches=train_batches,
         evaluate=score,
     )
+
+
+def about(run: str, network: str, num_classes: int, train: Pack, evaluation: Transform) -> dict[str, Any]:
+    """What a checkpoint says of itself: enough to build the network and to feed it."""
+    return {
+        "format": 1,
+        "run": run,
+        "network": network,
+        "num_classes": num_classes,
+        "class_names": list(train.class_names),
+        "size": evaluation.size,
+        "mean": list(evaluation.mean),
+        "std": list(evaluation.std),
+    }
 
 
 def transforms(config: DataConfig) -> tuple[Transform, Transform]:
