@@ -65,8 +65,8 @@ MEMBERS: dict[str, BitSpec] = {
     "R20x0.25-32px": BitSpec((2, 2, 2), 0.25, groups=8, root="half"),
     "R20x0.5-32px": BitSpec((2, 2, 2), 0.5, groups=16, root="half"),
 }
-"""The published members, and small ones of our own named alike: layers x width - the image side they are made
-for."""
+"""The published members, and small ones of our own, named alike: R layers x width - image side. Each takes
+any size of at least its stride; the side in the name is the one whose detail its root keeps."""
 
 
 class StdConv2d(nn.Conv2d):
@@ -211,3 +211,46 @@ def _member(name: str) -> BitSpec:
         near = difflib.get_close_matches(name, MEMBERS, 1, 0.0)[0]
         raise UserError(f"no network is called {name!r}; the nearest is {near!r} of {', '.join(MEMBERS)}")
     return MEMBERS[name]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs, by counting."""
+
+    parameters: int
+    """Trainable parameters."""
+    forward_flops: int
+    """Of one image's forward pass: 2 for each multiply-add of the convolutions; the rest is bound by
+    memory."""
+    training_flops: int
+    """Of one image's forward and backward pass, which is as many again for the weights' gradients, and for
+    the inputs' too, but for the root, whose input needs none."""
+
+
+def cost(name: str, num_classes: int, size: int = 224) -> Cost:
+    """The cost of `build(name, num_classes)` on square images of `size` pixels, without building it.
+
+    UserError for an unknown name.
+    """
+    spec = _member(name)
+    side = size if spec.root == "same" else (size - 1) // 2 + 1
+    kernel = 7 if spec.root == "imagenet" else 3
+    cin = spec.root_channels
+    parameters = 3 * cin * kernel**2
+    root_macs = macs = parameters * side**2
+    if spec.root == "imagenet":
+        side = (side - 1) // 2 + 1
+    for i, (depth, cout) in enumerate(zip(spec.depths, spec.block_channels, strict=True)):
+        mid = cout // 4
+        for j in range(depth):
+            stride = 2 if i > 0 and j == 0 else 1
+            before, side = side, (side - 1) // stride + 1
+            projects = stride != 1 or cin != cout
+            after = 9 * mid * mid + mid * cout + projects * cin * cout
+            parameters += cin * mid + after + 2 * cin + 4 * mid
+            macs += cin * mid * before**2 + after * side**2
+            cin = cout
+    head = cin * num_classes
+    return Cost(
+        parameters + head + num_classes + 2 * cin, 2 * (macs + head), 2 * (3 * (macs + head) - root_macs)
+    )
