@@ -29,7 +29,7 @@ def finetune(config: FinetuneConfig, comm: Communicator) -> None:
     folder = Path(config.folder) if config.folder else None
     log = metrics.MetricLog(folder) if folder and comm.leads else None
     progress = hooks.Progress(0, plan.times.total_steps, config.batch, comm.leads)
-    scores = hooks.Evaluate(parts.evaluate, plan.times.total_steps, progress, log, plan.title)
+    scores = hooks.Evaluate(lambda: parts.evaluate(comm), plan.times.total_steps, progress, log, plan.title)
     found: list = [hooks.Log(config.log_every, progress, log, plan.times.steps_per_epoch), scores]
     if folder:
         found.append(hooks.SaveCheckpoints(folder / "checkpoints", parts.about, 1, plan.times.total_steps, None))
@@ -37,7 +37,7 @@ def finetune(config: FinetuneConfig, comm: Communicator) -> None:
         model=parts.model,
         flat=parts.flat,
         optimizer=parts.optimizer,
-        batches=parts.train_batches(0, plan.times.total_steps),
+        batches=parts.feed.train_batches(0, plan.times.total_steps),
         objective=parts.objective,
         learning_rate=plan.times.learning_rate,
         comm=comm,
@@ -50,7 +50,7 @@ def finetune(config: FinetuneConfig, comm: Communicator) -> None:
     )
     parts.broadcast(comm)
     if comm.leads:
-        print(assemble.summary(plan.network, parts, comm, config.batch), plan.describe(), sep="\n", flush=True)
+        print(parts.summary(comm), plan.describe(), sep="\n", flush=True)
     trainer.fit()
     if comm.leads:
         if folder:

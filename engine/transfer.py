@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from engine import assemble, bit, fewshot, hyperrule, losses, objective, weights
+from engine import assemble, bit, feed, fewshot, hyperrule, losses, weights
 from engine.comm import Communicator
 from engine.config import FinetuneConfig
-from engine.evaluate import evaluate
-from engine.flat import FlatParameters
+from engine.feed import Feed
 from engine.hyperrule import HyperRule
-from engine.precision import Precision
 from engine.timetable import Timetable
 from engine.trainer import Mix, unmixed
-from loaders import batches, transform
+from loaders import transform
 from loaders.batches import Batch
 from loaders.errors import UserError
-from loaders.order import EvalPlan, TrainPlan
 from loaders.shard import Pack
 from loaders.transform import Transform
 
@@ -36,7 +32,6 @@ class Plan:
     train_images: int  # distinct images trained on
     shots: str
     short: dict[str, int]  # classes with fewer images than shots: name → images
-    rule: HyperRule
     times: Timetable
     mixup: float  # alpha; 0: off
     mix: Mix
@@ -60,71 +55,35 @@ class Plan:
 
 def finetuning(config: FinetuneConfig, comm: Communicator) -> tuple[assemble.Parts, Plan]:
     """The parts of a fine-tuning run, and its plan."""
-    device = assemble.choose_device(config.device, comm)
-    precision = Precision(config.precision, device)
-    precision.prepare()
+    precision = assemble.prepare(config.precision, config.device, comm)
     train, test = Pack.open(config.data.train), Pack.open(config.data.test)
-    assemble.same_classes(train, test)
+    feed.check_same_classes(train, test)
     network, source, state = _source(config)
-    model = assemble.build_model(network, len(train.class_names), config.seed)
-    if state is not None:
-        weights.apply(model, state, new_head=True)
-    model.to(device)
-    flat = FlatParameters(model, channels_last=config.channels_last)
     pool = fewshot.draw(train.labels, config.shots, config.seed)
     short = fewshot.short_classes(train.labels, config.shots, len(train.class_names))
     height, width = np.median(train.sizes[pool], axis=0).astype(int)
     rule = hyperrule.rule(len(pool), int(height), int(width))
     mixup = rule.mixup if config.rule.mixup is None else config.rule.mixup
-    train_transform, eval_transform = transforms(config, rule)
-    what = objective.choose(train.labels)
     drawn = fewshot.oversample(train.labels, pool, config.seed) if config.data.oversample else pool
-    order = TrainPlan(
-        pool=drawn,
-        global_batch=config.batch,
-        seed=config.seed,
-        rank=comm.rank,
-        world=comm.size,
-        accumulate=config.accumulate,
-    )
-    reading = {
-        "backend": config.data.backend,
-        "device": str(device),
-        "threads": config.data.threads,
-        "prefetch": config.data.prefetch,
-    }
-
-    def train_batches(first_step: int, last_step: int) -> Iterator[Sequence[Batch]]:
-        steps = {"first_step": first_step, "last_step": last_step}
-        return batches.train_batches(train, order, train_transform, **steps, **reading)
-
-    share = config.batch // comm.size // config.accumulate
-
-    def score() -> dict[str, float]:
-        whole = EvalPlan(pool=np.arange(len(test)), batch=share, rank=comm.rank, world=comm.size)
-        return evaluate(model, batches.eval_batches(test, whole, eval_transform, **reading), what, comm, precision)
-
-    parts = assemble.Parts(
-        device=device,
+    order = feed.order(drawn, config.batch, config.accumulate, config.seed, comm)
+    parts = assemble.build(
+        run=config.name,
+        network=network,
+        num_classes=len(train.class_names),
+        state=state,
+        channels_last=config.channels_last,
+        optim=config.optim,
+        lr=config.lr,
+        feed=Feed(train, test, order, *transforms(config, rule), config.data, precision.device),
         precision=precision,
-        train=train,
-        val=test,
-        objective=what,
-        model=model,
-        flat=flat,
-        optimizer=assemble.build_optimizer(model, config.optim, lr=config.lr),
-        about=assemble.about(config.name, network, len(train.class_names), train, eval_transform),
-        train_batches=train_batches,
-        evaluate=score,
     )
     plan = Plan(
         network=network,
         source=source,
-        dataset=dataset_name(train),
+        dataset=Path(train.path).name.split(".")[0],
         train_images=len(pool),
         shots=config.shots,
         short={train.class_names[index]: count for index, count in short.items()},
-        rule=rule,
         times=_times(config, rule, len(drawn)),
         mixup=mixup,
         mix=mixer(mixup, config.seed, comm.rank, len(train.class_names)) if mixup else unmixed,
@@ -142,11 +101,6 @@ def _source(config: FinetuneConfig) -> tuple[str, str, dict[str, torch.Tensor] |
     network = config.model or about.get("network") or weights.guess(state)
     name = about.get("run") or Path(config.from_).name
     return network, name, state
-
-
-def dataset_name(pack: Pack) -> str:
-    """What result lines call a target: the name of its pack."""
-    return Path(pack.path).name.split(".")[0]
 
 
 def transforms(config: FinetuneConfig, rule: HyperRule) -> tuple[Transform, Transform]:
