@@ -116,7 +116,8 @@ def pretraining(config: PretrainConfig, comm: Communicator) -> Parts:
     feed.check_labels(train, num_classes)
     if test is not None:
         feed.check_same_classes(train, test)
-    plan = feed.order(np.arange(len(train)), config.train.global_batch, config.train.accumulate, config.train.seed, comm)
+    step = config.train
+    plan = feed.order(np.arange(len(train)), step.global_batch, step.accumulate, step.seed, comm)
     return build(
         run=config.name,
         network=config.model.name,

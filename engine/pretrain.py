@@ -61,7 +61,8 @@ def pretrain(config: PretrainConfig, comm: Communicator, dry_run: bool = False) 
         return
     if comm.leads:
         (folder / "config.yaml").write_text(to_yaml(config))
-        (folder / "environment.json").write_text(json.dumps(metrics.environment(comm, parts.precision.device), indent=1) + "\n")
+        surroundings = metrics.environment(comm, parts.precision.device)
+        (folder / "environment.json").write_text(json.dumps(surroundings, indent=1) + "\n")
         if newest is not None:
             print(f"goes on from {newest.path}, step {step} of {times.total_steps}", flush=True)
     trainer.fit()
