@@ -138,8 +138,8 @@ def main() -> None:
         version="0.1.0",
         description="High-throughput pre-training and transfer of BiT ResNets",
         python_requires=">=3.11",
-        packages=["engine", "engine.recipes", "loaders", "loaders.sources"],
-        package_data={"engine.recipes": ["*.yaml"]},
+        packages=["engine", "loaders", "loaders.sources"],
+        package_data={"engine": ["recipes/*/*.yaml"]},
         install_requires=["torch>=2.11", "numpy", "h5py", "omegaconf", "safetensors", "tensorboard", "matplotlib", "tqdm"],
         **options,
     )

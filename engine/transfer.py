@@ -98,7 +98,9 @@ def _source(config: FinetuneConfig) -> tuple[str, str, dict[str, torch.Tensor] |
             raise UserError(f"from=random needs model=…, one of {', '.join(bit.MEMBERS)}")
         return config.model, "random", None
     state, about = assemble.read_weights(config.from_)
-    network = config.model or about.get("network") or weights.guess(state)
+    network = config.model or about.get("network") or weights.member(state)
+    if network is None:
+        raise UserError(f"{config.from_} does not say which network it is; say model=…, one of {', '.join(bit.MEMBERS)}")
     name = about.get("run") or Path(config.from_).name
     return network, name, state
 
