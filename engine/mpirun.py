@@ -22,7 +22,8 @@ def rank_command(ranks: int, launcher: str = "auto") -> list[str]:
         launcher = next((name for name in choices if _program(name)), "")
     program = _program(launcher)
     if program is None:
-        raise UserError(f"cannot start {ranks} ranks: no {launcher or 'mpirun, horovodrun or torchrun'} found; `make env`")
+        missing = launcher or "mpirun, horovodrun or torchrun"
+        raise UserError(f"cannot start {ranks} ranks: no {missing} found; `make env` installs one")
     if launcher == "mpirun":
         # More ranks than cores is normal here, and so is a container's root user.
         words = [program, "--oversubscribe", "--bind-to", "none", "-np", str(ranks)]

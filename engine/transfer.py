@@ -100,7 +100,8 @@ def _source(config: FinetuneConfig) -> tuple[str, str, dict[str, torch.Tensor] |
     state, about = assemble.read_weights(config.from_)
     network = config.model or about.get("network") or weights.member(state)
     if network is None:
-        raise UserError(f"{config.from_} does not say which network it is; say model=…, one of {', '.join(bit.MEMBERS)}")
+        known = ", ".join(bit.MEMBERS)
+        raise UserError(f"{config.from_} does not say which network it is; say model=…, one of {known}")
     name = about.get("run") or Path(config.from_).name
     return network, name, state
 
