@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import resource
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from engine.precision import Precision
 from loaders import transform
 from loaders.errors import UserError
 from loaders.shard import Pack
-from loaders.transform import Transform
+from loaders.transform import Affine, Transform
 
 
 @dataclass(frozen=True)
@@ -136,16 +136,16 @@ def transforms(config: DataConfig) -> tuple[Transform, Transform]:
     size = config.size
     resize = config.resize or round(size * 256 / 224)
     if config.augment == "xray":
-        affine = {"rotation": config.rotation, "translate": config.translation, "scale": tuple(config.zoom)}
-        return transform.xray_train(size, flip=config.flip, **affine), transform.xray_eval(size)
-    evaluation = transform.natural_eval(size, resize=resize)
+        affine = Affine(config.rotation, tuple(config.zoom), config.translation)
+        return replace(transform.xray_train(size), affine=affine, flip=config.flip), transform.xray_eval(size)
+    evaluation = transform.natural_eval(size, resize)
     if config.augment == "none":
         return evaluation, evaluation
     if config.augment == "crop":
-        return transform.bit_train(resize, size, flip=config.flip), evaluation
+        return replace(evaluation, kind="random_crop", flip=config.flip), evaluation
     randaugment = None if config.randaugment is None else tuple(config.randaugment)
-    scale = tuple(config.scale)
-    return transform.natural_train(size, scale=scale, flip=config.flip, randaugment=randaugment), evaluation
+    training = transform.natural_train(size, randaugment)
+    return replace(training, scale=tuple(config.scale), flip=config.flip), evaluation
 
 
 def prepare(precision: str, device: str, comm: Communicator) -> Precision:

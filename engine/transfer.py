@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -110,10 +110,10 @@ def transforms(config: FinetuneConfig, rule: HyperRule) -> tuple[Transform, Tran
     """Training and evaluation transform: the rule's sizes, unless the configuration has its own."""
     if config.data.augment == "xray":
         size = config.data.size or 224
-        return transform.xray_train(size, flip=config.data.flip), transform.xray_eval(size)
+        return replace(transform.xray_train(size), flip=config.data.flip), transform.xray_eval(size)
     size = config.data.size or rule.crop
     resize = config.data.resize or round(size * rule.resize / rule.crop)
-    return transform.bit_train(resize, size, flip=config.data.flip), transform.bit_eval(size)
+    return replace(transform.bit_train(resize, size), flip=config.data.flip), transform.bit_eval(size)
 
 
 def _times(config: FinetuneConfig, rule: HyperRule, samples: int) -> Timetable:
