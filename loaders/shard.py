@@ -1,0 +1,318 @@
+"""The pack format: encoded images in HDF5, one file per shard. See docs/pack-format.md.
+
+The only module that knows HDF5; `loaders.writer` streams records into it. A pack is ordinary HDF5 for any tool, but its arrays lie at known file offsets, so
+they are read through a memory map: no copy, no library lock, safe over threads and forks.
+"""
+
+import bisect
+import os
+import re
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from loaders.errors import UserError
+
+FORMAT = "boosterbit-pack"
+VERSION = 1
+_CHUNK = 1 << 24  # bytes copied or summed at a time
+_ARRAYS = ("images/bytes", "images/offsets", "images/sizes", "images/crc32", "labels", "keys")
+
+
+def shard_paths(path: str | Path, count: int) -> list[Path]:
+    """Names of the files of a pack: DEST.h5, or DEST-00000-of-00004.h5 and so on."""
+    path = Path(path)
+    if count == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{k:05d}-of-{count:05d}{path.suffix}") for k in range(count)]
+
+
+def existing_shards(path: str | Path) -> list[Path]:
+    """Files on disk that a pack of this name would be read from or would replace."""
+    path = Path(path)
+    name = re.compile(re.escape(path.stem) + r"-\d{5}-of-\d{5}" + re.escape(path.suffix))
+    found = [p for p in path.parent.glob("*") if name.fullmatch(p.name)] if path.parent.is_dir() else []
+    return ([path] if path.is_file() else []) + sorted(found)
+
+
+def write_file(
+    path: Path, blob_bytes: int, arrays: dict[str, np.ndarray], attributes: dict
+) -> tuple[int, int]:
+    """Create a pack file with room for `blob_bytes` of images; the byte offsets of the blob and of the index sum.
+
+    Byte strings (dtype S) are stored as fixed-length UTF-8. The caller fills in the images, then the sum.
+    """
+    # `libver` gives metadata with checksums; aligned arrays are what a memory map reads fastest.
+    with h5py.File(path, "w", libver="latest", alignment_threshold=1, alignment_interval=64) as file:
+        file.attrs.update({"format": FORMAT, "version": VERSION, **attributes})
+        creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        space = h5py.h5s.create_simple((blob_bytes,))
+        group = file.create_group("images")
+        blob = h5py.h5d.create(group.id, b"bytes", h5py.h5t.STD_U8LE, space, creation)
+        for name, values in arrays.items():
+            text = values.dtype.kind == "S"
+            dtype = (
+                h5py.string_dtype("utf-8", values.dtype.itemsize) if text else values.dtype.newbyteorder("<")
+            )
+            file.create_dataset(name, data=values.astype(dtype))
+        index_sum = file.create_dataset("index_crc32", data=np.zeros(1, "<u4"))
+        return blob.get_offset() or 0, index_sum.id.get_offset()
+
+
+def index_checksum(path: Path, blob: tuple[int, int], sum_at: int) -> int:
+    """CRC-32 of everything in the file but the images (they have their own) and the four bytes of this sum."""
+    skip = sorted([(blob[0], blob[0] + blob[1]), (sum_at, sum_at + 4)])
+    size = path.stat().st_size
+    crc, at = 0, 0
+    with open(path, "rb") as file:
+        for lo, hi in [*skip, (size, size)]:
+            file.seek(at)
+            while at < lo:
+                piece = file.read(min(_CHUNK, lo - at))
+                if not piece:
+                    break
+                crc = zlib.crc32(piece, crc)
+                at += len(piece)
+            at = max(at, hi)
+    return crc
+
+
+class _Hdf5Blob:
+    """Slices of a blob that someone stored chunked or compressed, through HDF5: right, but one reader at a time."""
+
+    def __init__(self, path: Path, name: str):
+        self._path, self._name, self._lock, self._pid = path, name, threading.Lock(), None
+
+    def __getitem__(self, piece: slice) -> np.ndarray:
+        with self._lock:
+            if self._pid != os.getpid():  # an HDF5 handle does not survive a fork
+                self._dataset, self._pid = h5py.File(self._path, "r")[self._name], os.getpid()
+            return self._dataset[piece]
+
+
+class _Shard:
+    """One file, its arrays as views of one memory map."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            file = h5py.File(path, "r")
+        except OSError as error:
+            raise UserError(_unreadable(path, error)) from error
+        with file:
+            self.attributes = {name: _plain(value) for name, value in file.attrs.items()}
+            self._check_format()
+            names = [*_ARRAYS, *(n for n in ("groups",) if n in file), "classes/names", "classes/counts"]
+            absent = [n for n in names if n not in file]
+            if absent:
+                raise UserError(f"{path} is damaged: it lacks {', '.join(absent)}; pack it again")
+            size = path.stat().st_size
+            whole = np.asarray(np.memmap(path, np.uint8, "r"))
+            arrays = {}
+            for name in names:
+                dataset = file[name]
+                at, length = dataset.id.get_offset(), dataset.size * dataset.dtype.itemsize
+                if at is None or not length:
+                    big = name == "images/bytes" and dataset.size
+                    arrays[name] = _Hdf5Blob(path, name) if big else dataset[...]
+                    continue
+                if at + length > size:
+                    raise UserError(
+                        f"{path} is truncated: {name} ends at byte {at + length:,}, the file has {size:,};"
+                        " copy or pack it again"
+                    )
+                arrays[name] = whole[at : at + length].view(dataset.dtype).reshape(dataset.shape)
+            self.blob_span = (file["images/bytes"].id.get_offset() or 0, file["images/bytes"].size)
+            self.mapped = isinstance(arrays["images/bytes"], np.ndarray)
+            self.sum_at = file["index_crc32"].id.get_offset() if "index_crc32" in file else None
+            self.index_sum = int(file["index_crc32"][0]) if "index_crc32" in file else None
+        self.blob, self.offsets, self.sizes, self.crc32, self.labels, self.keys = (arrays[n] for n in _ARRAYS)
+        self.groups = arrays.get("groups")
+        self.class_names = [name.decode() for name in arrays["classes/names"]]
+        self.counts = arrays["classes/counts"]
+        self._check_lengths()
+
+    def _check_format(self) -> None:
+        found = self.attributes.get("format")
+        if found != FORMAT:
+            raise UserError(
+                f"{self.path} is HDF5 but not a pack (its 'format' attribute is {found!r}, not {FORMAT!r});"
+                " make one with: python -m loaders.pack SOURCE DEST.h5"
+            )
+        version = self.attributes.get("version")
+        if version != VERSION:
+            raise UserError(
+                f"{self.path} is a pack of version {version}; this program reads version {VERSION}:"
+                " update it, or pack again"
+            )
+
+    def _check_lengths(self) -> None:
+        n = len(self.keys)
+        lengths = {"offsets": len(self.offsets) - 1, "sizes": len(self.sizes), "crc32": len(self.crc32)}
+        lengths |= {"labels": len(self.labels)} | (
+            {} if self.groups is None else {"groups": len(self.groups)}
+        )
+        wrong = [f"{name} {length}" for name, length in lengths.items() if length != n]
+        if wrong:
+            raise UserError(f"{self.path} is damaged: {n} keys but {', '.join(wrong)}; pack it again")
+        if self.offsets[-1] != self.blob_span[1]:
+            raise UserError(
+                f"{self.path} is damaged: the records end at byte {self.offsets[-1]:,} of"
+                f" {self.blob_span[1]:,}; pack it again"
+            )
+
+    def faults(self, first: int, progress: Callable[[int], None]) -> Iterator[str]:
+        where = f"{self.path}: " if first or self.attributes.get("shards", 1) > 1 else ""
+        if (
+            self.sum_at
+            and self.mapped
+            and index_checksum(self.path, self.blob_span, self.sum_at) != self.index_sum
+        ):
+            yield f"{where}the index (offsets, labels, keys, attributes) does not match its checksum"
+        for i, (start, stop) in enumerate(
+            zip(self.offsets[:-1].tolist(), self.offsets[1:].tolist(), strict=True)
+        ):
+            if not 0 <= start <= stop or zlib.crc32(self.blob[start:stop]) != self.crc32[i]:
+                key = self.keys[i].decode(errors="backslashreplace")
+                yield f"{where}record {first + i} ({key}) does not match its checksum"
+            progress(1)
+
+
+def _plain(value):
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    if not path.exists():
+        return f"there is no pack at {path}; make one with: python -m loaders.pack SOURCE {path}"
+    if path.is_dir():
+        return f"{path} is a folder, not a pack; pack it with: python -m loaders.pack {path} DEST.h5"
+    if "truncated" in str(error):
+        return f"{path} is truncated ({path.stat().st_size:,} bytes); copy or pack it again"
+    return f"{path} is not a pack: HDF5 cannot open it ({error}); make one with: python -m loaders.pack SOURCE DEST.h5"
+
+
+class Keys(Sequence):
+    """The names of the records, decoded when asked for: a pack may hold millions."""
+
+    def __init__(self, arrays: Sequence[np.ndarray]):
+        self._arrays = list(arrays)
+        self._starts = np.cumsum([0, *map(len, arrays)]).tolist()
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        i = range(len(self))[i]
+        shard = bisect.bisect_right(self._starts, i) - 1
+        return self._arrays[shard][i - self._starts[shard]].decode()
+
+
+class Pack:
+    """A packed dataset: one shard or several, read as one. Make it with `Pack.open`."""
+
+    def __init__(self, shards: Sequence[_Shard]):
+        first = shards[0]
+        self._shards = list(shards)
+        self._starts = np.cumsum([0, *(len(s.keys) for s in shards)]).tolist()
+        self.path: Path = first.path
+        self.class_names: list[str] = first.class_names
+        self.labels: np.ndarray = _joined([s.labels for s in shards])
+        self.sizes: np.ndarray = _joined([s.sizes for s in shards])
+        self.groups: np.ndarray | None = None
+        if any(s.groups is not None for s in shards):
+            none = [np.full(len(s.keys), -1) if s.groups is None else s.groups for s in shards]
+            self.groups = _joined(none)
+        self.keys: Sequence[str] = Keys([s.keys for s in shards])
+        self.class_counts: np.ndarray = np.sum([s.counts for s in shards], axis=0)
+        self.attributes: dict = {**first.attributes, "records": len(self)}
+
+    @classmethod
+    def open(cls, path: str | Path | Sequence[str | Path], *, alone: bool = False) -> "Pack":
+        """Map a pack: DEST.h5 (one file, or its set of shards), one shard, or a list of packs to be read as one.
+
+        Cheap whatever the size: it reads the structure, not the records (`verify` does).
+        `alone` opens the file of that name only, without looking for the shards of its set.
+        Raises UserError when missing, foreign, of a newer version, truncated, or with shards missing.
+        """
+        if isinstance(path, str | Path):
+            return cls(_open_set(Path(path), alone))
+        if not path:
+            raise UserError("no pack was named")
+        shards = [shard for p in path for shard in _open_set(Path(p), alone)]
+        for shard in shards[1:]:
+            if shard.class_names != shards[0].class_names:
+                raise UserError(
+                    f"{shards[0].path} and {shard.path} cannot be read as one: their class names differ"
+                )
+        return cls(shards)
+
+    def __reduce__(self):
+        return (_reopen, ([s.path for s in self._shards],))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def record(self, i: int) -> np.ndarray:
+        """The encoded image i as uint8 (bytes,): a view of the memory map, not a copy. IndexError out of range."""
+        i = range(len(self))[i]
+        k = bisect.bisect_right(self._starts, i) - 1
+        shard, j = self._shards[k], i - self._starts[k]
+        return shard.blob[int(shard.offsets[j]) : int(shard.offsets[j + 1])]
+
+    def records(self, ids: np.ndarray) -> list[np.ndarray]:
+        """`record` of each of ids (b,) int64, in less time per record."""
+        if len(self._shards) > 1:
+            return [self.record(i) for i in ids.tolist()]
+        shard = self._shards[0]
+        spans = zip(shard.offsets[ids].tolist(), shard.offsets[ids + 1].tolist(), strict=True)
+        blob = shard.blob
+        return [blob[start:stop] for start, stop in spans]
+
+    def verify(self, progress: Callable[[int], None] = lambda records: None) -> list[str]:
+        """Check every record and every index against its checksum; a line for each fault, none when sound.
+
+        `progress` is called with the number of records done since its last call.
+        """
+        return [
+            fault
+            for shard, first in zip(self._shards, self._starts, strict=False)
+            for fault in shard.faults(first, progress)
+        ]
+
+
+def _reopen(paths: list[Path]) -> Pack:
+    return Pack([_Shard(p) for p in paths])
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _open_set(path: Path, alone: bool) -> list[_Shard]:
+    if alone or path.exists():
+        return [_Shard(path)]
+    found = [p for p in existing_shards(path) if p != path]
+    if not found:
+        return [_Shard(path)]
+    count = int(found[0].stem.rsplit("-", 1)[1])
+    wanted = shard_paths(path, count)
+    missing = [p.name for p in wanted if p not in found]
+    if missing:
+        raise UserError(
+            f"{path} is a set of {count} shards of which {len(missing)} are missing: {', '.join(missing)};"
+            " copy them here, or pack it again"
+        )
+    shards = [_Shard(p) for p in wanted]
+    strange = [s.path.name for s in shards if s.attributes.get("set") != shards[0].attributes.get("set")]
+    if strange:
+        raise UserError(f"{path}: {', '.join(strange)} come from another packing than {shards[0].path.name}")
+    return shards
