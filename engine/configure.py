@@ -25,7 +25,7 @@ Config = TypeVar("Config", PretrainConfig, FinetuneConfig)
 def recipes(kind: str) -> dict[str, Path]:
     """Recipes that come with the engine: name → file; kind "pretrain" or "finetune"."""
     folder = Path(str(resources.files("engine") / "recipes" / kind))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(folder.glob("*.yaml")) if not path.stem.startswith("_")}
 
 
 def load(schema: type[Config], recipe: str, overrides: list[str], kind: str) -> Config:
@@ -110,13 +110,24 @@ def _read(recipe: str, kind: str) -> DictConfig:
         raise UserError(
             f"recipe {recipe!r}: neither a file nor one of {', '.join(known)}{hint} (--list describes them)"
         )
+    return _with_base(path)
+
+
+def _with_base(path: Path) -> DictConfig:
+    """The content of a YAML file, merged into that of the file beside it that its key `extends` names."""
     try:
         content = OmegaConf.load(io.StringIO(path.read_text()))
     except Exception as error:  # OmegaConf passes on whatever the YAML parser raises
         raise UserError(f"{path} is not readable YAML: {_first_line(error)}") from error
     if not isinstance(content, DictConfig):
-        raise UserError(f"{path} holds {type(content).__name__}, not a mapping of keys to values")
-    return content
+        raise UserError(f"{path} holds a {type(content).__name__}, not a mapping of keys to values")
+    base = content.pop("extends", None)
+    if base is None:
+        return content
+    file = path.with_name(f"{base}.yaml")
+    if not file.is_file() or file == path:
+        raise UserError(f"{path} extends {base}, but there is no other file {file}")
+    return OmegaConf.merge(_with_base(file), content)
 
 
 def _rename(given: DictConfig) -> None:

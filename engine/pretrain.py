@@ -11,7 +11,7 @@ from engine.comm import Communicator
 from engine.config import PretrainConfig
 from engine.configure import load, to_yaml
 from engine.timetable import Timetable, timetable
-from engine.trainer import Trainer
+from engine.trainer import Hook, Trainer
 from loaders.errors import UserError
 
 ABOUT = """Pre-train a network of the BiT family from a packed dataset.
@@ -29,7 +29,7 @@ def pretrain(config: PretrainConfig, comm: Communicator, dry_run: bool = False) 
     folder = Path(config.folder)
     with comm.together():
         parts = assemble.pretraining(config, comm)
-        times = timetable(config.schedule, config.optim, len(parts.train), config.train.global_batch)
+        times = timetable(config.schedule, config.optim, len(parts.feed.train), config.train.global_batch)
         newest = None if dry_run else _resume(config, folder, parts.about)
     step = 0 if newest is None else newest.state["step"]
     progress = hooks.Progress(step, times.total_steps, config.train.global_batch, comm.leads and not dry_run)
@@ -38,7 +38,7 @@ def pretrain(config: PretrainConfig, comm: Communicator, dry_run: bool = False) 
         model=parts.model,
         flat=parts.flat,
         optimizer=parts.optimizer,
-        batches=parts.train_batches(step, times.total_steps),
+        batches=parts.feed.train_batches(step, times.total_steps),
         objective=parts.objective,
         learning_rate=times.learning_rate,
         comm=comm,
@@ -47,7 +47,7 @@ def pretrain(config: PretrainConfig, comm: Communicator, dry_run: bool = False) 
         global_batch=config.train.global_batch,
         first_step=step,
         slice_bytes=int(config.comm.slice_mib * 2**20),
-        hooks=_hooks(config, folder, parts, times, progress, log),
+        hooks=_hooks(config, comm, parts, times, progress, log),
     )
     with comm.together():
         if newest is not None:
@@ -55,13 +55,14 @@ def pretrain(config: PretrainConfig, comm: Communicator, dry_run: bool = False) 
             trainer.load_state(newest.state)
     parts.broadcast(comm)
     if comm.leads:
-        print(assemble.summary(config.model.name, parts, comm, config.train.global_batch), flush=True)
+        print(parts.summary(comm), flush=True)
     if dry_run:
         _dry_run(trainer, parts, times, comm)
         return
     if comm.leads:
         (folder / "config.yaml").write_text(to_yaml(config))
-        (folder / "environment.json").write_text(json.dumps(metrics.environment(comm, parts.device), indent=1) + "\n")
+        surroundings = metrics.environment(comm, parts.precision.device)
+        (folder / "environment.json").write_text(json.dumps(surroundings, indent=1) + "\n")
         if newest is not None:
             print(f"goes on from {newest.path}, step {step} of {times.total_steps}", flush=True)
     trainer.fit()
@@ -70,12 +71,19 @@ def pretrain(config: PretrainConfig, comm: Communicator, dry_run: bool = False) 
         print(f"finished: {folder} holds checkpoints, metrics.jsonl, curves.png, tensorboard", flush=True)
 
 
-def _hooks(config, folder, parts, times: Timetable, progress: hooks.Progress, log) -> list:
-    found = [hooks.Log(config.train.log_every, progress, log, times.steps_per_epoch)]
-    if parts.val is not None:
+def _hooks(
+    config: PretrainConfig,
+    comm: Communicator,
+    parts: assemble.Parts,
+    times: Timetable,
+    progress: hooks.Progress,
+    log: metrics.MetricLog | None,
+) -> list[Hook]:
+    found: list[Hook] = [hooks.Log(config.train.log_every, progress, log, times.steps_per_epoch)]
+    if parts.feed.test is not None:
         every = config.train.eval_every * times.steps_per_epoch
-        found.append(hooks.Evaluate(parts.evaluate, every, progress, log, config.name))
-    checkpoints = folder / "checkpoints"
+        found.append(hooks.Evaluate(lambda: parts.evaluate(comm), every, progress, log, config.name))
+    checkpoints = Path(config.folder) / "checkpoints"
     every = config.train.checkpoint_every
     found.append(hooks.SaveCheckpoints(checkpoints, parts.about, config.train.keep, times.steps_per_epoch, every))
     return found
@@ -101,7 +109,7 @@ def _dry_run(trainer: Trainer, parts: assemble.Parts, times: Timetable, comm: Co
     reading = trainer.meter.read(comm, trainer.global_batch)
     if comm.leads:
         print(f"micro-batch {shape}, {len(micro_batches)} of them a step on each rank; two steps: "
-              f"loss {reading['loss']:.4f}; peak memory {assemble.memory_use(parts.device)}")  # fmt: skip
+              f"loss {reading['loss']:.4f}; peak memory {assemble.memory_use(parts.precision.device)}")  # fmt: skip
         print(times.describe())
 
 
