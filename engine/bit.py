@@ -251,6 +251,4 @@ def cost(name: str, num_classes: int, size: int = 224) -> Cost:
             macs += cin * mid * before**2 + after * side**2
             cin = cout
     head = cin * num_classes
-    return Cost(
-        parameters + head + num_classes + 2 * cin, 2 * (macs + head), 2 * (3 * (macs + head) - root_macs)
-    )
+    return Cost(parameters + head + num_classes + 2 * cin, 2 * (macs + head), 2 * (3 * (macs + head) - root_macs))

@@ -35,9 +35,7 @@ def rule(train_size: int, area_height: int, area_width: int) -> HyperRule:
     are "small". UserError for an empty set or empty images.
     """
     if train_size < 1 or area_height < 1 or area_width < 1:
-        raise UserError(
-            f"found {train_size} images of {area_height}x{area_width} pixels; expected 1 or more of each"
-        )
+        raise UserError(f"found {train_size} images of {area_height}x{area_width} pixels; expected 1 or more of each")
     if train_size < 20_000:
         steps, milestones, warmup = 500, (200, 300, 400), 100
     elif train_size < 500_000:

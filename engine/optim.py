@@ -139,9 +139,7 @@ class AgcSgd(torch.optim.Optimizer):
         return buffers
 
 
-def adaptive_clip(
-    params: Sequence[Tensor], grads: Sequence[Tensor], clipping: float, eps: float
-) -> list[Tensor]:
+def adaptive_clip(params: Sequence[Tensor], grads: Sequence[Tensor], clipping: float, eps: float) -> list[Tensor]:
     """The gradients, each unit scaled down to a norm of `clipping * max(norm of its parameters, eps)` at
     most.
 
@@ -239,9 +237,7 @@ def _check(group: dict[str, Any]) -> None:
 def _check_saved(saved: dict[str, Any], own: dict[str, Any]) -> None:
     for key in ("dampening", "maximize"):
         if saved.get(key):
-            raise UserError(
-                f"the optimizer state has {key}={saved[key]}, which AgcSgd does not do; start afresh"
-            )
+            raise UserError(f"the optimizer state has {key}={saved[key]}, which AgcSgd does not do; start afresh")
     for before, now in zip(saved.get("names", ()), own.get("names", ()), strict=False):
         if before != now:
             raise UserError(

@@ -48,9 +48,7 @@ def learning_rate(
 def linear_scaling(base_lr: float, base_batch: int, global_batch: int) -> float:
     """The peak rate for a global batch, in proportion to it (arXiv 1706.02677, section 2.1)."""
     if base_batch < 1 or global_batch < 1:
-        raise UserError(
-            f"batch sizes are {base_batch} (base) and {global_batch} (global); expected 1 or more"
-        )
+        raise UserError(f"batch sizes are {base_batch} (base) and {global_batch} (global); expected 1 or more")
     return base_lr * global_batch / base_batch
 
 

@@ -130,7 +130,7 @@ def _reader(path: Path) -> Callable[[Path], dict[str, Tensor]]:
     elif start[:1] == b"\x80":
         return _read_torch
     raise UserError(
-        f"{path} is neither safetensors, nor an official .npz, nor a PyTorch checkpoint (or it is cut short); "
+        f"{path} is neither safetensors, nor an official .npz, nor a PyTorch checkpoint, or is cut short; "
         "expected weights in one of these formats"
     )
 
@@ -154,9 +154,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is a damaged PyTorch checkpoint ({error}); get it again") from error
     state = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        found = (
-            f"a dict of {', '.join(map(str, list(state)[:5]))}" if isinstance(state, dict) else type(state)
-        )
+        found = f"a dict of {', '.join(map(str, list(state)[:5]))}" if isinstance(state, dict) else type(state)
         raise UserError(f"{path} has {found}; expected a state dict, or one as the entry 'model'")
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
