@@ -1,0 +1,104 @@
+"""Around every command line: connect, run, and end together with one message and the right exit code."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+import time
+import traceback
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+from omegaconf import OmegaConf
+
+from engine.comm import Communicator, SharedError, connect
+from engine.configure import explain, load, recipes
+from engine.launch import detect_launch
+from loaders.errors import UserError
+
+USAGE_ERROR, INTERRUPTED = 2, 130
+Settings = TypeVar("Settings")
+
+
+def parser(program: str, schema: type, about: str) -> argparse.ArgumentParser:
+    """The argument parser of `python -m engine.<program>`: a recipe, then key=value."""
+    result = argparse.ArgumentParser(
+        prog=f"python -m engine.{program}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=about,
+        epilog="keys, with their defaults:\n" + explain(schema),
+    )
+    result.add_argument("recipe", nargs="?", help="a recipe's name (see --list) or a YAML file")
+    result.add_argument("settings", nargs="*", metavar="key=value", help="changes to the recipe")
+    result.add_argument("--list", action="store_true", help="list the recipes that come with the engine, and exit")
+    result.add_argument("--print-config", action="store_true", help="print the resolved configuration, and exit")
+    return result
+
+
+def list_recipes(kind: str) -> None:
+    """Print name and purpose of each recipe."""
+    for name, path in recipes(kind).items():
+        about = str(OmegaConf.load(path).get("about", "")).strip()
+        print(f"{name}\n{textwrap.indent(textwrap.fill(about, 100), '    ')}")
+
+
+def guard(body: Callable[[], None]) -> None:
+    """Run something that needs no other rank; unusable input ends it with one message and code 2."""
+    try:
+        body()
+    except UserError as error:
+        _say(f"error: {error}")
+        sys.exit(USAGE_ERROR)
+
+
+def start(
+    schema: type[Settings], kind: str, recipe: str, overrides: list[str], body: Callable[[Settings, Communicator], None]
+) -> NoReturn:
+    """Load the configuration, connect, run `body`, and exit: 0; 2 for unusable input; 1 for a defect.
+
+    A UserError that all ranks share is printed by rank 0. Whatever happens to one rank alone ends the others too.
+    """
+    launch = detect_launch()
+    settings, unusable = None, None
+    try:
+        settings = load(schema, recipe, overrides, kind)
+    except UserError as error:
+        unusable = error
+    try:
+        comm = connect(settings.comm.backend if settings else "auto", launch)
+    except UserError as error:
+        _say(f"error: {error}")
+        sys.exit(USAGE_ERROR)
+    try:
+        with comm.together():
+            if unusable:
+                raise unusable
+        body(settings, comm)
+    except SharedError as error:
+        if comm.leads:
+            _say(f"error: {error}")
+        code = USAGE_ERROR
+    except (UserError, OSError) as error:
+        _fail_alone(comm, f"error: {error}", USAGE_ERROR)
+    except KeyboardInterrupt:
+        _fail_alone(comm, "interrupted; run the same command again to go on from the newest checkpoint", INTERRUPTED)
+    except Exception:
+        _fail_alone(comm, traceback.format_exc(), 1)
+    else:
+        code = 0
+    comm.close()
+    sys.exit(code)
+
+
+def _fail_alone(comm: Communicator, message: str, code: int) -> NoReturn:
+    where = f"[rank {comm.rank}] " if comm.size > 1 else ""
+    _say(where + message)
+    if comm.size > 1:
+        time.sleep(0.5)  # the launcher passes on what was said before it ends the job
+        comm.abort(code)
+    sys.exit(code)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

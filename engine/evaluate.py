@@ -1,0 +1,70 @@
+"""Scores of a network on a whole test set, over all ranks: loss, top-1 accuracy, mean ROC AUC."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import nn
+
+from engine.comm import Communicator
+from engine.objective import Objective
+from engine.precision import Precision
+from loaders.batches import Batch
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, batches: Iterable[Batch], objective: Objective, comm: Communicator, precision: Precision
+) -> dict[str, float]:
+    """Scores in percent, each sample counted once however many ranks share the work.
+
+    batches: this rank's share, the same number of batches on all ranks, with `valid` false on padding.
+    Returns loss, images, and top1 for one label per image, or mean_auc for a vector of labels (unknown: NaN) with
+    auc_classes, the number of labels it is the mean of: a label without both a positive and a negative has no AUC.
+    """
+    model.eval()
+    sums: torch.Tensor | None = None
+    scores: list[np.ndarray] = []
+    for batch in batches:
+        with precision.autocast():
+            logits = model(batch.images).float()
+        kept, labels = logits[batch.valid], batch.labels[batch.valid]
+        total, count = objective.loss(kept, labels)
+        single = labels.ndim == 1
+        hits = (kept.argmax(1) == labels).sum() if single else torch.zeros_like(total)
+        part = torch.stack([value.double() for value in (total, torch.as_tensor(count, device=total.device), hits)])
+        part = torch.cat([part, batch.valid.sum().double().reshape(1).to(part.device)])
+        sums = part if sums is None else sums + part
+        if not single:
+            row = torch.cat([logits, batch.labels, batch.valid[:, None].float()], 1)
+            scores.append(row.cpu().numpy())
+    model.train()
+    if sums is None:
+        raise AssertionError("an evaluation plan gives each rank at least one batch")
+    total, count, hits, images = comm.sum_(sums.cpu(), "evaluate").tolist()
+    result = {"loss": total / max(count, 1.0), "images": images}
+    if not scores:
+        return result | {"top1": 100.0 * hits / images}
+    rows = comm.gather(np.concatenate(scores), "evaluate.scores")
+    rows = rows[rows[:, -1] > 0]
+    width = (rows.shape[1] - 1) // 2
+    areas = per_class_auc(rows[:, width : 2 * width], rows[:, :width])
+    known = areas[~np.isnan(areas)]
+    return result | {"mean_auc": 100.0 * float(known.mean()) if len(known) else float("nan"), "auc_classes": len(known)}
+
+
+def per_class_auc(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """ROC AUC of each class, (L,) in 0..1; NaN where the known labels hold only one value.
+
+    labels: (N, L) of 0, 1, or NaN for unknown; scores: (N, L), any increasing function of the probability.
+    """
+    areas = np.full(labels.shape[1], np.nan)
+    for index in range(labels.shape[1]):
+        known = ~np.isnan(labels[:, index])
+        truth = labels[known, index] > 0.5
+        if truth.any() and not truth.all():
+            areas[index] = roc_auc_score(truth, scores[known, index])
+    return areas

@@ -1,0 +1,77 @@
+"""Which samples a few-shot run trains on, and oversampling: pure functions of labels and a seed.
+
+Draws use NumPy's `RandomState`, whose streams NumPy guarantees never to change, so a seed names the same
+samples on any machine.
+"""
+
+import numpy as np
+
+from loaders.errors import UserError
+
+
+def draw(labels: np.ndarray, shots: int | str, seed: int) -> np.ndarray:
+    """Sample ids of `shots` samples of each class, or of all samples for `"full"`.
+
+    `labels` (n,) int64, classes from 0; `"full"` also takes (n, l) multi-label arrays. Returns sorted int64
+    ids.
+
+    Each class has its own stream, keyed by (seed, class), and gives the first `shots` samples of one
+    permutation: so with the same seed the 1-shot samples are among the 5-shot ones, and one class's draw does
+    not depend on another's. A class with fewer samples than `shots` gives all that it has (see
+    `short_classes`, for the warning). UserError: shots that are neither a positive number nor `full`,
+    multi-label or empty labels.
+    """
+    labels = np.asarray(labels)
+    if shots == "full":
+        return np.arange(len(labels), dtype=np.int64)
+    shots = _positive(shots)
+    _check_classes(labels, f"{shots} shots per class")
+    chosen = [_shuffled(labels, c, seed)[:shots] for c in np.unique(labels)]
+    return np.sort(np.concatenate(chosen))
+
+
+def short_classes(labels: np.ndarray, shots: int | str, num_classes: int) -> dict[int, int]:
+    """Class → samples it has, for every one of `num_classes` classes that has fewer than `shots`."""
+    if shots == "full":
+        return {}
+    shots = _positive(shots)
+    _check_classes(np.asarray(labels), f"{shots} shots per class")
+    counts = np.bincount(labels, minlength=num_classes)
+    return {int(c): int(n) for c, n in enumerate(counts) if n < shots}
+
+
+def oversample(labels: np.ndarray, ids: np.ndarray, seed: int) -> np.ndarray:
+    """`ids` with repeats, so that every class among them is as frequent as the most frequent one.
+
+    `labels` (n,) int64 of the whole set, `ids` (m,) int64 into it. Samples of a class are repeated as equally
+    often as can be: whole copies, then a random part of one, drawn from the stream (seed, class). Returns
+    sorted int64 ids.
+    """
+    ids = np.asarray(ids, dtype=np.int64)
+    own = np.asarray(labels)[ids]
+    _check_classes(own, "oversampling")
+    most = np.bincount(own).max()
+    chosen = [np.resize(ids[_shuffled(own, c, seed)], most) for c in np.unique(own)]
+    return np.sort(np.concatenate(chosen))
+
+
+def _shuffled(labels: np.ndarray, label: int, seed: int) -> np.ndarray:
+    return np.random.RandomState([seed, label]).permutation(np.flatnonzero(labels == label)).astype(np.int64)
+
+
+def _positive(shots: int | str) -> int:
+    if isinstance(shots, bool) or not str(shots).isdecimal() or int(shots) < 1:
+        raise UserError(f"shots is {shots!r}: expected a number of samples per class, 1 or more, or full")
+    return int(shots)
+
+
+def _check_classes(labels: np.ndarray, purpose: str) -> None:
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(
+            f"{purpose} need one class per sample; found {labels.dtype} labels of shape {labels.shape}. "
+            "Multi-label sets train on all samples: use shots=full"
+        )
+    if len(labels) == 0:
+        raise UserError(f"{purpose} need samples; the set is empty")
+    if labels.min() < 0:
+        raise UserError(f"{purpose} need classes from 0 on; found label {labels.min()}")

@@ -1,0 +1,114 @@
+"""`python -m engine.finetune RECIPE from=CHECKPOINT data.train=… data.test=… [shots=N|full] [seed=S]`: transfer."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+from engine import assemble, cli, hooks, metrics, transfer
+from engine.comm import Communicator
+from engine.config import FinetuneConfig
+from engine.configure import load, to_yaml
+from engine.trainer import Trainer
+
+ABOUT = """Fine-tune a pre-trained network on a target, by the BiT-HyperRule, and score it on the whole test set.
+
+  python -m engine.finetune natural from=runs/imagenet21k_r50x1 data.train=train.h5 data.test=test.h5
+  python -m engine.finetune xray from=BiT-M-R50x1.npz data.train=… data.test=… shots=10 seed=3
+
+`from` takes a run folder, a checkpoint folder, our safetensors, the official BiT .npz, the paper's .pth.tar, or
+"random" (with model=NAME) for new weights: the baseline of a transfer. One line is appended to `results`."""
+
+
+def finetune(config: FinetuneConfig, comm: Communicator) -> None:
+    """Build the parts of the run, train, score, append the result. UserErrors come together on all ranks."""
+    with comm.together():
+        parts, plan = transfer.finetuning(config, comm)
+    folder = Path(config.folder) if config.folder else None
+    log = metrics.MetricLog(folder) if folder and comm.leads else None
+    progress = hooks.Progress(0, plan.times.total_steps, config.batch, comm.leads)
+    scores = hooks.Evaluate(lambda: parts.evaluate(comm), plan.times.total_steps, progress, log, plan.title)
+    found: list = [hooks.Log(config.log_every, progress, log, plan.times.steps_per_epoch), scores]
+    if folder:
+        found.append(hooks.SaveCheckpoints(folder / "checkpoints", parts.about, 1, plan.times.total_steps, None))
+    trainer = Trainer(
+        model=parts.model,
+        flat=parts.flat,
+        optimizer=parts.optimizer,
+        batches=parts.feed.train_batches(0, plan.times.total_steps),
+        objective=parts.objective,
+        learning_rate=plan.times.learning_rate,
+        comm=comm,
+        precision=parts.precision,
+        total_steps=plan.times.total_steps,
+        global_batch=config.batch,
+        slice_bytes=int(config.comm.slice_mib * 2**20),
+        mix=plan.mix,
+        hooks=found,
+    )
+    parts.broadcast(comm)
+    if comm.leads:
+        print(parts.summary(comm), plan.describe(), sep="\n", flush=True)
+    trainer.fit()
+    if comm.leads:
+        if folder:
+            (folder / "config.yaml").write_text(to_yaml(config))
+        line = result_line(config, plan, parts, scores.newest, comm)
+        append(Path(config.results), line)
+        print(f"{hooks.describe(scores.newest)} → {config.results}", flush=True)
+
+
+def result_line(
+    config: FinetuneConfig, plan: transfer.Plan, parts: assemble.Parts, scores: dict[str, float], comm: Communicator
+) -> dict:
+    """One result with the columns of the published results, and what else identifies the run."""
+    metric = "mean_auc" if "mean_auc" in scores else "top1"
+    return {
+        "metric_value": scores[metric],
+        "metric": metric,
+        "path": config.folder or "",
+        "seed": config.seed,
+        "shot": config.shots,
+        "pretrained_model": plan.source,
+        "dataset": plan.dataset,
+        "last_step": plan.times.total_steps,
+        "network": plan.network,
+        "recipe": config.name,
+        "train_images": plan.train_images,
+        "test_images": int(scores["images"]),
+        "test_loss": scores["loss"],
+        "size": parts.about["size"],
+        "mixup": plan.mixup,
+        "ranks": comm.size,
+        "commit": metrics.commit(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def append(path: Path, line: dict) -> None:
+    """Append one line of JSON; runs that end at the same moment wait for each other."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(json.dumps(line) + "\n")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = cli.parser("finetune", FinetuneConfig, ABOUT)
+    arguments = parser.parse_args(argv)
+    if arguments.list:
+        cli.list_recipes("finetune")
+        return
+    if arguments.recipe is None:
+        parser.error("which recipe? --list shows those that come with the engine")
+    if arguments.print_config:
+        cli.guard(lambda: print(to_yaml(load(FinetuneConfig, arguments.recipe, arguments.settings, "finetune"))))
+        return
+    cli.start(FinetuneConfig, "finetune", arguments.recipe, arguments.settings, finetune)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""What fine-tuning adds to training: the target, its shots, the BiT-HyperRule, the new head, MixUp."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engine import assemble, bit, feed, fewshot, hyperrule, losses, weights
+from engine.comm import Communicator
+from engine.config import FinetuneConfig
+from engine.feed import Feed
+from engine.hyperrule import HyperRule
+from engine.timetable import Timetable
+from engine.trainer import Mix, unmixed
+from loaders import transform
+from loaders.batches import Batch
+from loaders.errors import UserError
+from loaders.shard import Pack
+from loaders.transform import Transform
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is transferred where, and how."""
+
+    network: str
+    source: str  # name of what the weights come from, for people and result lines
+    dataset: str
+    train_images: int  # distinct images trained on
+    shots: str
+    short: dict[str, int]  # classes with fewer images than shots: name → images
+    times: Timetable
+    mixup: float  # alpha; 0: off
+    mix: Mix
+
+    @property
+    def title(self) -> str:
+        return f"{self.source} → {self.dataset}, {self.shots} shots"
+
+    def describe(self) -> str:
+        """For people: the settings that the rule chose, and classes that have too few images."""
+        lines = [
+            f"{self.title}: {self.train_images:,} images; {self.times.total_steps} steps, ÷10 at "
+            f"{', '.join(map(str, self.times.milestones))}, warm-up {self.times.warmup_steps}; "
+            f"MixUp {self.mixup or 'off'}"
+        ]
+        if self.short:
+            listed = ", ".join(f"{name} ({count})" for name, count in list(self.short.items())[:5])
+            lines.append(f"fewer than {self.shots} images, all taken: {listed}{' …' if len(self.short) > 5 else ''}")
+        return "\n".join(lines)
+
+
+def finetuning(config: FinetuneConfig, comm: Communicator) -> tuple[assemble.Parts, Plan]:
+    """The parts of a fine-tuning run, and its plan."""
+    precision = assemble.prepare(config.precision, config.device, comm)
+    train, test = Pack.open(config.data.train), Pack.open(config.data.test)
+    feed.check_same_classes(train, test)
+    network, source, state = _source(config)
+    pool = fewshot.draw(train.labels, config.shots, config.seed)
+    short = fewshot.short_classes(train.labels, config.shots, len(train.class_names))
+    height, width = np.median(train.sizes[pool], axis=0).astype(int)
+    rule = hyperrule.rule(len(pool), int(height), int(width))
+    mixup = rule.mixup if config.rule.mixup is None else config.rule.mixup
+    drawn = fewshot.oversample(train.labels, pool, config.seed) if config.data.oversample else pool
+    order = feed.order(drawn, config.batch, config.accumulate, config.seed, comm)
+    parts = assemble.build(
+        run=config.name,
+        network=network,
+        num_classes=len(train.class_names),
+        state=state,
+        channels_last=config.channels_last,
+        optim=config.optim,
+        lr=config.lr,
+        feed=Feed(train, test, order, *transforms(config, rule), config.data, precision.device),
+        precision=precision,
+    )
+    plan = Plan(
+        network=network,
+        source=source,
+        dataset=Path(train.path).name.split(".")[0],
+        train_images=len(pool),
+        shots=config.shots,
+        short={train.class_names[index]: count for index, count in short.items()},
+        times=_times(config, rule, len(drawn)),
+        mixup=mixup,
+        mix=mixer(mixup, config.seed, comm.rank, len(train.class_names)) if mixup else unmixed,
+    )
+    return parts, plan
+
+
+def _source(config: FinetuneConfig) -> tuple[str, str, dict[str, torch.Tensor] | None]:
+    """Network, name, and weights (None: random) of what is transferred."""
+    if config.from_ == "random":
+        if config.model is None:
+            raise UserError(f"from=random needs model=…, one of {', '.join(bit.MEMBERS)}")
+        return config.model, "random", None
+    state, about = assemble.read_weights(config.from_)
+    network = config.model or about.get("network") or weights.member(state)
+    if network is None:
+        known = ", ".join(bit.MEMBERS)
+        raise UserError(f"{config.from_} does not say which network it is; say model=…, one of {known}")
+    name = about.get("run") or Path(config.from_).name
+    return network, name, state
+
+
+def transforms(config: FinetuneConfig, rule: HyperRule) -> tuple[Transform, Transform]:
+    """Training and evaluation transform: the rule's sizes, unless the configuration has its own."""
+    if config.data.augment == "xray":
+        size = config.data.size or 224
+        return replace(transform.xray_train(size), flip=config.data.flip), transform.xray_eval(size)
+    size = config.data.size or rule.crop
+    resize = config.data.resize or round(size * rule.resize / rule.crop)
+    return replace(transform.bit_train(resize, size), flip=config.data.flip), transform.bit_eval(size)
+
+
+def _times(config: FinetuneConfig, rule: HyperRule, samples: int) -> Timetable:
+    """The rule's schedule, shortened or lengthened in proportion where `rule.steps` says so."""
+    total = config.rule.steps or rule.steps
+    share = total / rule.steps
+    return Timetable(
+        total_steps=total,
+        warmup_steps=round(rule.warmup * share),
+        milestones=tuple(round(step * share) for step in rule.milestones),
+        steps_per_epoch=samples / config.batch,
+        kind="step",
+        peak=config.lr,
+        factor=0.1,
+    )
+
+
+def mixer(alpha: float, seed: int, rank: int, num_classes: int) -> Mix:
+    """MixUp with partners from the same micro-batch. One share per step, the same on all ranks.
+
+    The share is a function of (seed, step), the partners of (seed, step, rank): a resumed run mixes alike on the
+    same number of ranks.
+    """
+
+    def mix(step: int, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        share = losses.mixup_share(alpha, np.random.Generator(np.random.Philox(key=[seed, step])).random())
+        partners = np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, 0, rank + 1]))
+        order = torch.from_numpy(partners.permutation(len(batch.images))).to(batch.images.device)
+        return losses.mixup(batch.images, batch.labels, share, order, num_classes)
+
+    return mix
