@@ -118,13 +118,25 @@ class _Batches:
     def _next(self) -> Batch:
         if self._pipeline is None:
             raise StopIteration
-        images = self._pipeline.next_images()
+        try:
+            images = self._pipeline.next_images()
+        except StopIteration:
+            self.close()
+            raise
+        except RuntimeError as error:
+            raise RuntimeError(self._explain(error)) from error
         done = self._pending.popleft()
         labels = torch.from_numpy(np.ascontiguousarray(self._pack.labels[done.ids]))
         extra = (labels, torch.from_numpy(done.ids), torch.from_numpy(done.valid))
         if self._device.type == "cuda":
             extra = [t.pin_memory().to(self._device, non_blocking=True) for t in extra]
         return Batch(images, *extra)
+
+    def _explain(self, error: RuntimeError) -> str:
+        ids = self._pending[0].ids if self._pending else np.array([], dtype=np.int64)
+        damaged = self._pack.damaged(ids)
+        where = f"records {ids.tolist()}" if not damaged else "damaged " + ", ".join(damaged)
+        return f"{self._pack.path}: a batch could not be made of {where}: {error}"
 
     def __iter__(self):
         return self

@@ -1,4 +1,4 @@
-"""The DALI pipeline, on the CPU or the GPU, fed with views of the pack's memory map. The only module that knows DALI."""
+"""The DALI pipeline, on the CPU or the GPU, fed with views of the pack's memory map. Only this module knows DALI."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -6,7 +6,6 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from nvidia.dali import fn, types
-from nvidia.dali.auto_aug import augmentations as auto
 from nvidia.dali.auto_aug.core import select, signed_bin
 from nvidia.dali.auto_aug.rand_augment import get_rand_augment_suite
 from nvidia.dali.pipeline import pipeline_def
@@ -14,9 +13,7 @@ from nvidia.dali.pipeline import pipeline_def
 from loaders.randaugment import FILL, MAX_TRANSLATE
 from loaders.transform import RANDAUGMENT_OPS, Transform
 
-_HW_DECODER_LOAD = (
-    0.75  # share of JPEGs for the GPU's decoder unit; the rest goes to CUDA kernels and threads
-)
+_HW_DECODER_LOAD = 0.75  # share of JPEGs for the GPU's decoder unit; the rest goes to CUDA kernels and threads
 _PREALLOCATE = 2048  # pixels a side: decoder buffers of this size are made at the start, not during training
 
 
@@ -79,29 +76,26 @@ class DaliPipeline:
 
 @pipeline_def(enable_conditionals=True)
 def _graph(source, transform: Transform, gpu: bool):
-    kinds = [
-        (types.UINT8, 1),
-        (types.INT32, 1),
-        (types.INT32, 1),
-        (types.FLOAT, 1),
-        (types.FLOAT, 1),
-        (types.INT32, 0),
-    ]
-    kinds += [(types.FLOAT, 2)] if transform.affine is not None else []
-    kinds += [(types.INT32, 2)] if transform.randaugment is not None else []
+    inputs = [(types.UINT8, 1), *[(types.INT32, 1)] * 2, *[(types.FLOAT, 1)] * 2, (types.INT32, 0)]
+    inputs += [(types.FLOAT, 2)] if transform.affine is not None else []
+    inputs += [(types.INT32, 2)] if transform.randaugment is not None else []
+    dtypes, dimensions = [dtype for dtype, _ in inputs], [dimension for _, dimension in inputs]
     data, anchor, shape, start, end, mirror, *extra = fn.external_source(
-        source=source, num_outputs=len(kinds), batch=True, no_copy=True,
-        dtype=[dtype for dtype, _ in kinds], ndim=[ndim for _, ndim in kinds],
-    )  # fmt: skip
-    images = fn.decoders.image_slice(
-        data, start=anchor, shape=shape, axis_names="HW", device="mixed" if gpu else "cpu", output_type=types.RGB,
-        **(dict(hw_decoder_load=_HW_DECODER_LOAD, preallocate_width_hint=_PREALLOCATE,
-                preallocate_height_hint=_PREALLOCATE) if gpu else {}),
-    )  # fmt: skip
-    size = (transform.size, transform.size)
-    images = fn.resize(
-        images, size=size, roi_start=start, roi_end=end, interp_type=types.INTERP_LINEAR, antialias=True
+        source=source, num_outputs=len(inputs), batch=True, no_copy=True, dtype=dtypes, ndim=dimensions
     )
+    hints = {}
+    if gpu:
+        hints = {
+            "hw_decoder_load": _HW_DECODER_LOAD,
+            "preallocate_width_hint": _PREALLOCATE,
+            "preallocate_height_hint": _PREALLOCATE,
+        }
+    device = "mixed" if gpu else "cpu"
+    images = fn.decoders.image_slice(
+        data, start=anchor, shape=shape, axis_names="HW", device=device, output_type=types.RGB, **hints
+    )
+    size = (transform.size, transform.size)
+    images = fn.resize(images, size=size, roi_start=start, roi_end=end, interp_type=types.INTERP_LINEAR, antialias=True)
     if transform.affine is not None or transform.randaugment is not None:
         images = fn.flip(images, horizontal=mirror)
         mirror = 0
@@ -112,9 +106,13 @@ def _graph(source, transform: Transform, gpu: bool):
             images, matrix=extra[0], fill_value=0, interp_type=types.INTERP_LINEAR, inverse_map=True
         )
     return fn.crop_mirror_normalize(
-        images, mirror=mirror, dtype=types.FLOAT, output_layout="HWC",
-        mean=[255 * m for m in transform.mean], std=[255 * s for s in transform.std],
-    )  # fmt: skip
+        images,
+        mirror=mirror,
+        dtype=types.FLOAT,
+        output_layout="HWC",
+        mean=[255 * m for m in transform.mean],
+        std=[255 * s for s in transform.std],
+    )
 
 
 def _randaugment(images, choices, operations: int, magnitude: int, size: tuple[int, int]):

@@ -43,10 +43,7 @@ class HostPipeline:
         images = torch.empty((b, side, side, 3), pin_memory=self._device.type == "cuda")
         out = images.numpy()
         bounds = np.linspace(0, b, min(b, 4 * self._threads) + 1).astype(int).tolist()
-        jobs = [
-            self._pool.submit(self._fill, request, out, lo, hi)
-            for lo, hi in zip(bounds, bounds[1:], strict=False)
-        ]
+        jobs = [self._pool.submit(self._fill, request, out, lo, hi) for lo, hi in zip(bounds, bounds[1:], strict=False)]
         self._queue.append((images, jobs))
         return True
 
@@ -55,11 +52,8 @@ class HostPipeline:
             record = int(request.ids[i])
             try:
                 pixels = self._image(request, i, self._pack.record(record))
-            except Exception as error:
-                raise RuntimeError(
-                    f"record {record} ({self._pack.keys[record]}) of {self._pack.path} does not decode: {error};"
-                    f" check the pack with: python -m loaders.pack verify {self._pack.path}"
-                ) from error
+            except Exception as error:  # Pillow's decoders raise whatever the broken bytes lead them to
+                raise RuntimeError(f"record {record} ({self._pack.keys[record]}): {error}") from error
             np.multiply(pixels, self._scale, out=out[i])
             out[i] += self._shift
 

@@ -3,16 +3,13 @@
 import argparse
 import importlib.metadata
 import json
-import multiprocessing
 import os
 import platform
 import signal
 import sys
 import time
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,14 +17,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from loaders.checking import check_items
 from loaders.errors import UserError
-from loaders.images import Checked, check_image
 from loaders.select import PARTS, keep_classes, split
 from loaders.shard import Pack, existing_shards, shard_paths
-from loaders.sources import Item, Listing, find_source, kinds
+from loaders.sources import Listing, find_source, kinds
 from loaders.writer import Record, ShardWriter, new_attributes
-
-_CHUNK = 32  # images per task of a worker
 
 
 @dataclass(frozen=True)
@@ -98,7 +93,7 @@ def pack(source: str, dest: str | Path, options: Options, *, quiet: bool = False
         bar = stack.enter_context(
             tqdm(total=len(listing.items), unit=" images", desc="packing", disable=True if quiet else None)
         )
-        checked = stack.enter_context(_Checker(listing.items, options))
+        checked = stack.enter_context(check_items(listing.items, options.resize, options.workers))
         writers = []
         attributes = new_attributes(common, options.shards)
         for k, path in enumerate(shard_paths(dest, options.shards)):
@@ -117,9 +112,7 @@ def pack(source: str, dest: str | Path, options: Options, *, quiet: bool = False
         records = sum(len(writer) for writer in writers)
         publish = not bad or options.skip_bad
         if publish and not records:
-            raise UserError(
-                f"none of the {len(bad):,} images of {source} decodes, such as {bad[0][0]}: {bad[0][1]}"
-            )
+            raise UserError(f"none of the {len(bad):,} images of {source} decodes, such as {bad[0][0]}: {bad[0][1]}")
         if publish:
             for writer in writers:
                 writer.publish()
@@ -142,9 +135,7 @@ def _check_listing(listing: Listing, source: str, options: Options) -> None:
     if not listing.items:
         raise UserError(f"nothing of {source} is left to pack with part {options.part!r} and these classes")
     if len(listing.items) < options.shards:
-        raise UserError(
-            f"{len(listing.items):,} images cannot fill {options.shards} shards; take fewer shards"
-        )
+        raise UserError(f"{len(listing.items):,} images cannot fill {options.shards} shards; take fewer shards")
     for before, item in zip(listing.items, listing.items[1:], strict=False):
         if before.key == item.key:
             raise UserError(f"{source} has two samples named {item.key}; names must be unique")
@@ -153,58 +144,6 @@ def _check_listing(listing: Listing, source: str, options: Options) -> None:
 def _tools() -> dict[str, str]:
     packages = {name: importlib.metadata.version(name) for name in ("numpy", "h5py", "pillow")}
     return {"python": platform.python_version(), **packages}
-
-
-class _Checker:
-    """The images of a source in order, decoded by worker processes, with a bounded number in flight."""
-
-    def __init__(self, items: Sequence[Item], options: Options):
-        self._items, self._resize, self._workers = items, options.resize, options.workers
-        self._pool = None
-
-    def __enter__(self) -> Iterator[Checked | str]:
-        chunks = (self._items[i : i + _CHUNK] for i in range(0, len(self._items), _CHUNK))
-        if not self._workers:
-            return (result for chunk in chunks for result in _check_chunk(chunk, self._resize))
-        # Not fork: a library may have started threads here already.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["loaders.images"])
-        self._pool = ProcessPoolExecutor(self._workers, context, _ignore_interrupt)
-        return self._parallel(chunks)
-
-    def _parallel(self, chunks: Iterator[Sequence[Item]]) -> Iterator[Checked | str]:
-        flying = deque()
-        try:
-            for chunk in chunks:
-                flying.append(self._pool.submit(_check_chunk, chunk, self._resize))
-                if len(flying) > 3 * self._workers:
-                    yield from flying.popleft().result()
-            while flying:
-                yield from flying.popleft().result()
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a worker was killed, perhaps for want of memory; take fewer --workers"
-            ) from error
-
-    def __exit__(self, *exc):
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _ignore_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops the workers
-
-
-def _check_chunk(items: Sequence[Item], resize: int | None) -> list[Checked | str]:
-    return [_check(item, resize) for item in items]
-
-
-def _check(item: Item, resize: int | None) -> Checked | str:
-    """The image, or the reason why it cannot be used."""
-    try:
-        return check_image(item.reader.read(), resize)
-    except (OSError, ValueError) as error:
-        return str(error)
 
 
 def _pack_command(argv: Sequence[str]) -> int:

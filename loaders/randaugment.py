@@ -50,6 +50,4 @@ def _apply(image: Image.Image, name: str, strength: float, sign: int) -> Image.I
 
 
 def _warp(image: Image.Image, matrix: tuple) -> Image.Image:
-    return image.transform(
-        image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=(FILL,) * 3
-    )
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=(FILL,) * 3)

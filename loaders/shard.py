@@ -1,7 +1,8 @@
 """The pack format: encoded images in HDF5, one file per shard. See docs/pack-format.md.
 
-The only module that knows HDF5; `loaders.writer` streams records into it. A pack is ordinary HDF5 for any tool, but its arrays lie at known file offsets, so
-they are read through a memory map: no copy, no library lock, safe over threads and forks.
+The only module that knows HDF5; `loaders.writer` streams records into it. A pack is ordinary HDF5 for any tool, but
+its arrays lie at known file offsets, so they are read through a memory map: no copy, no library lock, safe over
+threads and forks.
 """
 
 import bisect
@@ -39,9 +40,7 @@ def existing_shards(path: str | Path) -> list[Path]:
     return ([path] if path.is_file() else []) + sorted(found)
 
 
-def write_file(
-    path: Path, blob_bytes: int, arrays: dict[str, np.ndarray], attributes: dict
-) -> tuple[int, int]:
+def write_file(path: Path, blob_bytes: int, arrays: dict[str, np.ndarray], attributes: dict) -> tuple[int, int]:
     """Create a pack file with room for `blob_bytes` of images; the byte offsets of the blob and of the index sum.
 
     Byte strings (dtype S) are stored as fixed-length UTF-8. The caller fills in the images, then the sum.
@@ -57,9 +56,7 @@ def write_file(
         blob = h5py.h5d.create(group.id, b"bytes", h5py.h5t.STD_U8LE, space, creation)
         for name, values in arrays.items():
             text = values.dtype.kind == "S"
-            dtype = (
-                h5py.string_dtype("utf-8", values.dtype.itemsize) if text else values.dtype.newbyteorder("<")
-            )
+            dtype = h5py.string_dtype("utf-8", values.dtype.itemsize) if text else values.dtype.newbyteorder("<")
             file.create_dataset(name, data=values.astype(dtype))
         index_sum = file.create_dataset("index_crc32", data=np.zeros(1, "<u4"))
         return blob.get_offset() or 0, index_sum.id.get_offset()
@@ -155,9 +152,7 @@ class _Shard:
     def _check_lengths(self) -> None:
         n = len(self.keys)
         lengths = {"offsets": len(self.offsets) - 1, "sizes": len(self.sizes), "crc32": len(self.crc32)}
-        lengths |= {"labels": len(self.labels)} | (
-            {} if self.groups is None else {"groups": len(self.groups)}
-        )
+        lengths |= {"labels": len(self.labels)} | ({} if self.groups is None else {"groups": len(self.groups)})
         wrong = [f"{name} {length}" for name, length in lengths.items() if length != n]
         if wrong:
             raise UserError(f"{self.path} is damaged: {n} keys but {', '.join(wrong)}; pack it again")
@@ -169,19 +164,17 @@ class _Shard:
 
     def faults(self, first: int, progress: Callable[[int], None]) -> Iterator[str]:
         where = f"{self.path}: " if first or self.attributes.get("shards", 1) > 1 else ""
-        if (
-            self.sum_at
-            and self.mapped
-            and index_checksum(self.path, self.blob_span, self.sum_at) != self.index_sum
-        ):
+        if self.sum_at and self.mapped and index_checksum(self.path, self.blob_span, self.sum_at) != self.index_sum:
             yield f"{where}the index (offsets, labels, keys, attributes) does not match its checksum"
-        for i, (start, stop) in enumerate(
-            zip(self.offsets[:-1].tolist(), self.offsets[1:].tolist(), strict=True)
-        ):
-            if not 0 <= start <= stop or zlib.crc32(self.blob[start:stop]) != self.crc32[i]:
+        for i in range(len(self.keys)):
+            if not self.sound(i):
                 key = self.keys[i].decode(errors="backslashreplace")
                 yield f"{where}record {first + i} ({key}) does not match its checksum"
             progress(1)
+
+    def sound(self, i: int) -> bool:
+        start, stop = int(self.offsets[i]), int(self.offsets[i + 1])
+        return 0 <= start <= stop and zlib.crc32(self.blob[start:stop]) == self.crc32[i]
 
 
 def _plain(value):
@@ -251,9 +244,7 @@ class Pack:
         shards = [shard for p in path for shard in _open_set(Path(p), alone)]
         for shard in shards[1:]:
             if shard.class_names != shards[0].class_names:
-                raise UserError(
-                    f"{shards[0].path} and {shard.path} cannot be read as one: their class names differ"
-                )
+                raise UserError(f"{shards[0].path} and {shard.path} cannot be read as one: their class names differ")
         return cls(shards, shards[0].path)
 
     def __reduce__(self):
@@ -269,10 +260,13 @@ class Pack:
 
     def record(self, i: int) -> np.ndarray:
         """The encoded image i as uint8 (bytes,): a view of the memory map, not a copy. IndexError out of range."""
+        shard, j = self._find(i)
+        return shard.blob[int(shard.offsets[j]) : int(shard.offsets[j + 1])]
+
+    def _find(self, i: int) -> tuple[_Shard, int]:
         i = range(len(self))[i]
         k = bisect.bisect_right(self._starts, i) - 1
-        shard, j = self._shards[k], i - self._starts[k]
-        return shard.blob[int(shard.offsets[j]) : int(shard.offsets[j + 1])]
+        return self._shards[k], i - self._starts[k]
 
     def records(self, ids: np.ndarray) -> list[np.ndarray]:
         """`record` of each of ids (b,) int64, in less time per record."""
@@ -282,6 +276,11 @@ class Pack:
         spans = zip(shard.offsets[ids].tolist(), shard.offsets[ids + 1].tolist(), strict=True)
         blob = shard.blob
         return [blob[start:stop] for start, stop in spans]
+
+    def damaged(self, ids: np.ndarray) -> list[str]:
+        """Of these records, number and key of each whose bytes do not match their checksum."""
+        places = [(i, *self._find(i)) for i in ids.tolist()]
+        return [f"record {i} ({self.keys[i]})" for i, shard, j in places if not shard.sound(j)]
 
     def verify(self, progress: Callable[[int], None] = lambda records: None) -> list[str]:
         """Check every record and every index against its checksum; a line for each fault, none when sound.

@@ -13,7 +13,7 @@ from types import ModuleType
 
 from loaders.errors import UserError
 
-EXTENSIONS = frozenset(".jpg .jpeg .png .bmp .webp .tif .tiff .gif .ppm .pgm .pbm .jp2".split())
+EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2"))
 _SHOWN = 8  # names listed in a message before "…"
 
 
@@ -118,12 +118,8 @@ def classes_from_folders(files: dict[str, FileRange], source: str, under: str | 
         else:
             ignored.append(name)
     if under and not kept:
-        trees = sorted(
-            {str(PurePosixPath(name).parent.parent) for name in files if is_image_name(name)} - {"."}
-        )
-        raise UserError(
-            f"{source} has no images under {under!r}; its images are under {shorten(trees) or 'no folder'}"
-        )
+        trees = sorted({str(PurePosixPath(name).parent.parent) for name in files if is_image_name(name)} - {"."})
+        raise UserError(f"{source} has no images under {under!r}; its images are under {shorten(trees) or 'no folder'}")
     if not kept:
         found = f"only {len(ignored):,} other files, such as {ignored[0]}" if ignored else "it is empty"
         raise UserError(f"{source} holds no images ({found}); expected CLASS/IMAGE.jpg, one folder per class")
@@ -144,10 +140,7 @@ def classes_from_folders(files: dict[str, FileRange], source: str, under: str | 
             )
     names = sorted(trees)
     number = {name: i for i, name in enumerate(names)}
-    items = [
-        Item(f"{path.parent.name}/{path.name}", reader, number[path.parent.name])
-        for path, reader in kept.items()
-    ]
+    items = [Item(f"{path.parent.name}/{path.name}", reader, number[path.parent.name]) for path, reader in kept.items()]
     return Listing(sorted(items, key=lambda item: item.key), tuple(names), tuple(ignored))
 
 
