@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from loaders.randaugment import apply_randaugment
+from loaders.randaugment import apply_randaugment, warp
 from loaders.transform import Transform
 
 
@@ -71,8 +71,7 @@ class HostPipeline:
         if self._transform.randaugment is not None:
             image = apply_randaugment(image, request.choices[i], self._transform.randaugment[1])
         if self._transform.affine is not None:
-            matrix = request.matrices[i].ravel().tolist()
-            image = image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+            image = warp(image, request.matrices[i].ravel().tolist(), 0)
         return np.asarray(image)
 
     def next_images(self) -> torch.Tensor:

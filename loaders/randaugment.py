@@ -1,5 +1,8 @@
 """RandAugment (arXiv 1909.13719) on the host, with the operations and magnitudes that DALI's suite has."""
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
@@ -31,15 +34,17 @@ def _apply(image: Image.Image, name: str, strength: float, sign: int) -> Image.I
     if name in _ENHANCE:
         return _ENHANCE[name](image).enhance(1 + sign * 0.9 * strength)
     if name == "shear_x":
-        return _warp(image, (1, -sign * 0.3 * strength, 0, 0, 1, 0))
+        return warp(image, (1, -sign * 0.3 * strength, 0, 0, 1, 0), FILL)
     if name == "shear_y":
-        return _warp(image, (1, 0, 0, -sign * 0.3 * strength, 1, 0))
+        return warp(image, (1, 0, 0, -sign * 0.3 * strength, 1, 0), FILL)
     if name == "translate_x":
-        return _warp(image, (1, 0, -sign * MAX_TRANSLATE * strength * width, 0, 1, 0))
+        return warp(image, (1, 0, -sign * MAX_TRANSLATE * strength * width, 0, 1, 0), FILL)
     if name == "translate_y":
-        return _warp(image, (1, 0, 0, 0, 1, -sign * MAX_TRANSLATE * strength * height))
+        return warp(image, (1, 0, 0, 0, 1, -sign * MAX_TRANSLATE * strength * height), FILL)
     if name == "rotate":
-        return image.rotate(sign * 30 * strength, Image.Resampling.BILINEAR, fillcolor=(FILL,) * 3)
+        angle = math.radians(sign * 30 * strength)
+        cos, sin, x, y = math.cos(angle), math.sin(angle), width / 2, height / 2
+        return warp(image, (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y), FILL)
     if name == "posterize":
         return ImageOps.posterize(image, round(8 - 4 * strength))
     if name == "solarize":
@@ -49,5 +54,15 @@ def _apply(image: Image.Image, name: str, strength: float, sign: int) -> Image.I
     return ImageOps.equalize(image) if name == "equalize" else image
 
 
-def _warp(image: Image.Image, matrix: tuple) -> Image.Image:
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=(FILL,) * 3)
+def warp(image: Image.Image, matrix: Sequence[float], fill: int) -> Image.Image:
+    """Bilinear affine warp of an RGB image: output pixel (x, y) comes from (a x + b y + c, d x + e y + f).
+
+    `matrix` is (a, b, c, d, e, f) with pixel centres at n + 0.5. A frame of `fill` makes the edge fade into it as in
+    DALI; Pillow by itself cuts it hard.
+    """
+    framed = ImageOps.expand(image, 1, (fill,) * 3)
+    a, b, c, d, e, f = matrix
+    shifted = (a, b, c + 1, d, e, f + 1)
+    return framed.transform(
+        image.size, Image.Transform.AFFINE, shifted, Image.Resampling.BILINEAR, fillcolor=(fill,) * 3
+    )
