@@ -13,7 +13,7 @@ from typing import NoReturn, TypeVar
 from omegaconf import OmegaConf
 
 from engine.comm import Communicator, SharedError, connect
-from engine.configure import explain, load, recipes
+from engine.configure import explain, load, recipes, to_yaml, variants
 from engine.launch import detect_launch
 from loaders.errors import UserError
 
@@ -43,6 +43,11 @@ def list_recipes(kind: str) -> None:
         print(f"{name}\n{textwrap.indent(textwrap.fill(about, 100), '    ')}")
 
 
+def print_config(schema: type[Settings], recipe: str, overrides: list[str], kind: str) -> None:
+    """Print the resolved configuration, as YAML that the same program reads."""
+    print(to_yaml(load(schema, recipe, overrides, kind)))
+
+
 def guard(body: Callable[[], None]) -> None:
     """Run something that needs no other rank; unusable input ends it with one message and code 2."""
     try:
@@ -53,20 +58,27 @@ def guard(body: Callable[[], None]) -> None:
 
 
 def start(
-    schema: type[Settings], kind: str, recipe: str, overrides: list[str], body: Callable[[Settings, Communicator], None]
+    schema: type[Settings],
+    kind: str,
+    recipe: str,
+    overrides: list[str],
+    body: Callable[[Settings, Communicator], None],
+    several: tuple[str, ...] = (),
 ) -> NoReturn:
     """Load the configuration, connect, run `body`, and exit: 0; 2 for unusable input; 1 for a defect.
+
+    Keys named in `several` may have values separated by commas: `body` runs for each combination in turn.
 
     A UserError that all ranks share is printed by rank 0. Whatever happens to one rank alone ends the others too.
     """
     launch = detect_launch()
-    settings, unusable = None, None
+    runs, unusable = [], None
     try:
-        settings = load(schema, recipe, overrides, kind)
+        runs = [load(schema, recipe, chosen, kind) for chosen in variants(overrides, several)]
     except UserError as error:
         unusable = error
     try:
-        comm = connect(settings.comm.backend if settings else "auto", launch)
+        comm = connect(runs[0].comm.backend if runs else "auto", launch)
     except UserError as error:
         _say(f"error: {error}")
         sys.exit(USAGE_ERROR)
@@ -74,7 +86,8 @@ def start(
         with comm.together():
             if unusable:
                 raise unusable
-        body(settings, comm)
+        for settings in runs:
+            body(settings, comm)
     except SharedError as error:
         if comm.leads:
             _say(f"error: {error}")

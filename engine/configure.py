@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import inspect
 import io
+import itertools
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,6 +60,15 @@ def load(schema: type[Config], recipe: str, overrides: list[str], kind: str) -> 
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         raise UserError(f"{recipe}: {getattr(error, 'full_key', None) or 'value'}: {_first_line(error)}") from error
+
+
+def variants(overrides: list[str], keys: tuple[str, ...]) -> list[list[str]]:
+    """One list of overrides for each combination of comma-separated values that `keys` have: `seed=0,1,2` is three."""
+    choices = []
+    for text in overrides:
+        key, _, value = text.partition("=")
+        choices.append([f"{key}={one.strip()}" for one in value.split(",")] if key in keys else [text])
+    return [list(chosen) for chosen in itertools.product(*choices)]
 
 
 def to_yaml(config: PretrainConfig | FinetuneConfig) -> str:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import fcntl
 import json
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from engine import assemble, cli, hooks, metrics, transfer
 from engine.comm import Communicator
 from engine.config import FinetuneConfig
-from engine.configure import load, to_yaml
+from engine.configure import to_yaml, variants
 from engine.trainer import Trainer
 
 ABOUT = """Fine-tune a pre-trained network on a target, by the BiT-HyperRule, and score it on the whole test set.
 
   python -m engine.finetune natural from=runs/imagenet21k_r50x1 data.train=train.h5 data.test=test.h5
   python -m engine.finetune xray from=BiT-M-R50x1.npz data.train=… data.test=… shots=10 seed=3
+  python -m engine.finetune xray from=runs/a,runs/b,random model=R50x1 … shots=10,100,full seed=0,1,2
 
 `from` takes a run folder, a checkpoint folder, our safetensors, the official BiT .npz, the paper's .pth.tar, or
-"random" (with model=NAME) for new weights: the baseline of a transfer. One line is appended to `results`."""
+"random" (with model=NAME) for new weights: the baseline of a transfer. One line is appended to `results`.
+`from`, `shots` and `seed` take several values, separated by commas: each combination runs, one after another."""
+SEVERAL = ("from", "shots", "seed")
 
 
 def finetune(config: FinetuneConfig, comm: Communicator) -> None:
@@ -98,16 +102,17 @@ def append(path: Path, line: dict) -> None:
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = cli.parser("finetune", FinetuneConfig, ABOUT)
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     if arguments.list:
         cli.list_recipes("finetune")
         return
     if arguments.recipe is None:
         parser.error("which recipe? --list shows those that come with the engine")
     if arguments.print_config:
-        cli.guard(lambda: print(to_yaml(load(FinetuneConfig, arguments.recipe, arguments.settings, "finetune"))))
+        for chosen in variants(arguments.settings, SEVERAL):
+            cli.guard(partial(cli.print_config, FinetuneConfig, arguments.recipe, chosen, "finetune"))
         return
-    cli.start(FinetuneConfig, "finetune", arguments.recipe, arguments.settings, finetune)
+    cli.start(FinetuneConfig, "finetune", arguments.recipe, arguments.settings, finetune, SEVERAL)
 
 
 if __name__ == "__main__":

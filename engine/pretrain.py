@@ -9,7 +9,7 @@ from pathlib import Path
 from engine import assemble, checkpoint, cli, hooks, metrics, weights
 from engine.comm import Communicator
 from engine.config import PretrainConfig
-from engine.configure import load, to_yaml
+from engine.configure import to_yaml
 from engine.timetable import Timetable, timetable
 from engine.trainer import Hook, Trainer
 from loaders.errors import UserError
@@ -117,14 +117,14 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = cli.parser("pretrain", PretrainConfig, ABOUT)
     parser.add_argument("--dry-run", action="store_true", help="build everything, train two steps, write nothing")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     if arguments.list:
         cli.list_recipes("pretrain")
         return
     if arguments.recipe is None:
         parser.error("which recipe? --list shows those that come with the engine")
     if arguments.print_config:
-        cli.guard(lambda: print(to_yaml(load(PretrainConfig, arguments.recipe, arguments.settings, "pretrain"))))
+        cli.guard(partial(cli.print_config, PretrainConfig, arguments.recipe, arguments.settings, "pretrain"))
         return
     body = partial(pretrain, dry_run=arguments.dry_run)
     cli.start(PretrainConfig, "pretrain", arguments.recipe, arguments.settings, body)
