@@ -66,9 +66,9 @@ class ModelConfig:
 class AgcSgdConfig:
     """SGD with momentum and adaptive gradient clipping."""
 
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 1e-4
+    momentum: float = 0.9  # of SGD
+    nesterov: bool = True  # momentum that looks ahead
+    weight_decay: float = 1e-4  # L2, added to the gradient after clipping
     no_decay: str = "none"  # none: decay all parameters, as published; norm_bias: not those of norms and biases
     clipping: float | None = 0.01  # adaptive gradient clipping, share of the weight's norm; none: no clipping
     eps: float = 1e-3  # smallest norm that a weight counts with in clipping
@@ -85,7 +85,7 @@ class OptimConfig(AgcSgdConfig):
     """AGC-SGD whose learning rate follows the global batch."""
 
     base_lr: float = 0.03  # learning rate at `base_batch` images a step; scales linearly with the global batch
-    base_batch: int = 256
+    base_batch: int = 256  # global batch that base_lr is meant for
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,7 +101,7 @@ class ScheduleConfig:
     epochs: float | None = 90.0  # length; or `steps`
     steps: int | None = None  # length in steps; takes the place of `epochs`
     warmup_epochs: float = 15.0  # linear rise from 0; or `warmup_steps`
-    warmup_steps: int | None = None
+    warmup_steps: int | None = None  # takes the place of `warmup_epochs`
     milestones: list[float] = field(default_factory=lambda: [30.0, 60.0, 80.0])  # epochs (steps where `steps` is set)
     factor: float = 0.1  # what a milestone multiplies by
 
@@ -175,13 +175,13 @@ class TargetConfig:
     train: str = MISSING  # pack to fine-tune on
     test: str = MISSING  # pack to score on, all of it
     augment: str = "crop"  # crop: resize, random crop, flip (BiT); xray: the X-ray transform at `size` (default 224)
-    flip: bool = True
+    flip: bool = True  # mirror half of the training images
     size: int | None = None  # side that the network sees; none: by the rule
     resize: int | None = None  # side before the random crop; none: by the rule
     oversample: bool = False  # draw all classes equally often (the paper: Flowers-102 and COVIDx, full shot)
     backend: str = "auto"  # as for pre-training
-    threads: int = 2
-    prefetch: int = 2
+    threads: int = 2  # decoding threads of each rank
+    prefetch: int = 2  # batches decoded ahead
 
     def __post_init__(self) -> None:
         _one_of("data.augment", self.augment, ("crop", "xray"))
@@ -200,21 +200,21 @@ class RuleConfig:
 class FinetuneConfig:
     """Everything that defines a fine-tuning run: one target, one number of shots, one seed."""
 
-    name: str = MISSING
-    about: str = ""
-    from_: str = MISSING  # `from=`: checkpoint, run folder or weights file to transfer; "random" for new weights
+    name: str = MISSING  # of the recipe, kept in result lines
+    about: str = ""  # what the recipe is for
+    from_: str = MISSING  # checkpoint, run folder or weights file to transfer; "random" for new weights
     shots: str = "full"  # training images per class, or "full"
     seed: int = 0  # of the shots drawn, the new head, order and augmentation
     folder: str | None = None  # run folder, for curves and the tuned network; none: only the result line is kept
     results: str = "runs/finetune.jsonl"  # one line is appended per run
-    batch: int = 128
-    lr: float = 0.001
+    batch: int = 128  # images per step over all ranks
+    lr: float = 0.001  # learning rate after warm-up; not scaled with the batch
     model: str | None = None  # network; none: the one named in the checkpoint
-    precision: str = "bf16"
-    device: str = "auto"
-    channels_last: bool = True
-    accumulate: int = 1
-    log_every: int = 20
+    precision: str = "bf16"  # fp32, tf32, bf16, fp16
+    device: str = "auto"  # auto: a GPU for each rank where there are any; cpu; cuda
+    channels_last: bool = True  # memory order of images and weights
+    accumulate: int = 1  # micro-batches per step on each rank
+    log_every: int = 20  # steps between logged metrics
     data: TargetConfig = field(default_factory=TargetConfig)
     rule: RuleConfig = field(default_factory=RuleConfig)
     optim: AgcSgdConfig = field(default_factory=lambda: AgcSgdConfig(weight_decay=0.0))

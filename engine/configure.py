@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -42,7 +43,7 @@ def load(schema: type[Config], recipe: str, overrides: list[str], kind: str) -> 
             raise UserError(f"{text!r} is not key=value; for example train.global_batch=256")
         try:
             from_line = OmegaConf.merge(from_line, OmegaConf.from_dotlist([text]))
-        except OmegaConfBaseException as error:
+        except (OmegaConfBaseException, yaml.YAMLError) as error:
             raise UserError(f"cannot read {text!r}: {_first_line(error)}") from error
     for given, origin in ((from_file, recipe), (from_line, "the command line")):
         _rename(given)
@@ -152,8 +153,9 @@ def _check_keys(schema: type, given: Any, prefix: str, origin: str) -> None:
         full = f"{prefix}{key}"
         if key not in fields:
             known = [name.removesuffix("_") for name in _all_keys(schema, prefix)]
-            near = difflib.get_close_matches(full, known, n=1, cutoff=0.0)
-            raise UserError(f"unknown key {full} in {origin}; the nearest known key is {near[0]}")
+            wrong = full + _first_leaf(given[key])
+            near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.0)
+            raise UserError(f"unknown key {wrong} in {origin}; the nearest known key is {near[0]}")
         default = fields[key].default_factory
         section = default() if default is not dataclasses.MISSING else None
         if dataclasses.is_dataclass(section) and OmegaConf.is_missing(given, key) is False:
@@ -162,6 +164,14 @@ def _check_keys(schema: type, given: Any, prefix: str, origin: str) -> None:
                 raise UserError(f"{full}={value} in {origin}: {full} is a section; set one of its keys, such as "
                                 f"{next(iter(_all_keys(type(section), f'{full}.')))}")
             _check_keys(type(section), value, f"{full}.", origin)
+
+
+def _first_leaf(value: Any) -> str:
+    """`.key.key…` down to the first value below a section; empty for a value."""
+    if not isinstance(value, DictConfig) or not value:
+        return ""
+    key = next(iter(value))
+    return f".{key}{_first_leaf(value[key])}"
 
 
 def _all_keys(schema: type, prefix: str) -> list[str]:

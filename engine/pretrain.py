@@ -16,8 +16,8 @@ from loaders.errors import UserError
 
 ABOUT = """Pre-train a network of the BiT family from a packed dataset.
 
-  python -m engine.pretrain r50x1_imagenet1k data.train=train.h5 data.val=val.h5
-  srun python -m engine.pretrain r152x4_imagenet21k data.train=... (as many tasks as GPUs)
+  python -m engine.pretrain imagenet1k_r50x1 data.train=train.h5 data.val=val.h5
+  srun python -m engine.pretrain imagenet21k_r152x4 data.train=... (as many tasks as GPUs)
   mpirun -np 2 python -m engine.pretrain my.yaml train.global_batch=256
 
 Makes the folder runs/NAME: checkpoints, metrics.jsonl, TensorBoard, curves.png, the resolved configuration.
