@@ -53,7 +53,7 @@ class Parts:
         numel = sum(parameter.numel() for parameter in self.flat.parameters)
         return (
             f"{self.network}: {numel:,} parameters, {self.about['num_classes']} classes, {self.objective.name}\n"
-            f"{len(self.feed.train):,} images; batch {self.feed.plan.global_batch} over "
+            f"{len(self.feed.plan.pool):,} images; batch {self.feed.plan.global_batch} over "
             f"{comm.size} rank{'s' if comm.size > 1 else ''} ({comm.name}); "
             f"{self.precision.name} on {self.precision.device.type}; AGC-SGD: {self.optimizer.implementation}"
         )
@@ -99,6 +99,7 @@ def build(
             "run": run,
             "network": network,
             "num_classes": num_classes,
+            "global_batch": feed.plan.global_batch,
             "class_names": list(feed.train.class_names),
             "size": feed.test_transform.size,
             "mean": list(feed.test_transform.mean),

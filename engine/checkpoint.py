@@ -107,13 +107,16 @@ def load(path: Path) -> Checkpoint:
 
 
 def agree(checkpoint: Mapping[str, Any], mine: Mapping[str, Any], path: Path) -> None:
-    """UserError unless a checkpoint is of the same network and classes as the run that would go on from it."""
-    for key in ("network", "num_classes", "class_names"):
+    """UserError unless a checkpoint is of the same network, classes and batch as the run that would go on from it.
+
+    Progress is counted in steps, so with another global batch the samples seen and the schedule would be others.
+    """
+    for key in ("network", "num_classes", "class_names", "global_batch"):
         found, expected = checkpoint.get(key), mine.get(key)
         if found != expected:
             raise UserError(
                 f"{path} is of another run: its {key} is {_short(found)}, here it is {_short(expected)}; "
-                "choose another folder=…, or give the same recipe and packs"
+                "choose another folder=…, or give the same recipe, packs and batch"
             )
 
 

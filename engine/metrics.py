@@ -89,6 +89,7 @@ def environment(comm: Communicator, device: torch.device) -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = None
+    versions["torch"] = torch.__version__  # with the build, which the package's metadata leaves out
     gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
