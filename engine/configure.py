@@ -38,9 +38,11 @@ def load(schema: type[Config], recipe: str, overrides: list[str], kind: str) -> 
     from_file = _read(recipe, kind)
     from_line = OmegaConf.create({})
     for text in overrides:
-        key, equals, _ = text.partition("=")
+        key, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"{text!r} is not key=value; for example train.global_batch=256")
+        if not value:
+            raise UserError(f"{key}= has no value; give one, or {key}=null for none")
         try:
             from_line = OmegaConf.merge(from_line, OmegaConf.from_dotlist([text]))
         except (OmegaConfBaseException, yaml.YAMLError) as error:
@@ -60,7 +62,7 @@ def load(schema: type[Config], recipe: str, overrides: list[str], kind: str) -> 
     except OmegaConfBaseException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
-        raise UserError(f"{recipe}: {getattr(error, 'full_key', None) or 'value'}: {_first_line(error)}") from error
+        raise UserError(f"{recipe}: {(getattr(error, 'full_key', None) or 'value').removesuffix('_')}: {_first_line(error)}") from error
 
 
 def variants(overrides: list[str], keys: tuple[str, ...]) -> list[list[str]]:

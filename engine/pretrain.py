@@ -110,9 +110,9 @@ def _dry_run(trainer: Trainer, parts: assemble.Parts, times: Timetable, comm: Co
     if comm.leads:
         print(f"micro-batch {shape}, {len(micro_batches)} of them a step on each rank; two steps: "
               f"loss {reading['loss']:.4f}; peak memory {assemble.memory_use(parts.precision.device)}")  # fmt: skip
-        cost = bit.cost(parts.network, parts.about["num_classes"], shape[-1])
-        print(f"{cost.training_flops / 1e9:.4g} GFLOP per training image; "
-              f"{cost.training_flops * trainer.global_batch / comm.size / 1e12:.4g} TFLOP a step on each rank")  # fmt: skip
+        flops = bit.cost(parts.network, parts.about["num_classes"], shape[-1]).training_flops
+        print(f"{flops / 1e9:.4g} GFLOP per training image; "
+              f"{flops * trainer.global_batch / comm.size / 1e12:.4g} TFLOP a step on each rank")  # fmt: skip
         print(times.describe())
 
 

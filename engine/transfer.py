@@ -123,7 +123,7 @@ def _times(config: FinetuneConfig, rule: HyperRule, samples: int) -> Timetable:
     return Timetable(
         total_steps=total,
         warmup_steps=round(rule.warmup * share),
-        milestones=tuple(round(step * share) for step in rule.milestones),
+        milestones=tuple(sorted({round(step * share) for step in rule.milestones} - {0})),  # short runs have fewer
         steps_per_epoch=samples / config.batch,
         kind="step",
         peak=config.lr,

@@ -1,0 +1,145 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from engine import bit, fewshot, finetune, pretrain, transfer
+from engine.comm import Communicator
+from engine.config import PretrainConfig
+from engine.configure import load
+from engine.launch import Launch
+from loaders.batches import Batch
+from loaders.shard import Pack
+
+
+@pytest.fixture(scope="module")
+def pretrained(digits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrained") / "run"
+    settings = [f"data.train={digits / 'low-train.h5'}", f"data.val={digits / 'low-test.h5'}", f"folder={folder}"]
+    config = load(PretrainConfig, "demo", [*settings, "schedule.epochs=10"], "pretrain")
+    pretrain.pretrain(config, Communicator(Launch("alone")))
+    return folder
+
+
+def tune(digits, tmp_path, code, *settings):
+    packs = [f"data.train={digits / 'high-train.h5'}", f"data.test={digits / 'high-test.h5'}"]
+    with pytest.raises(SystemExit) as ended:
+        finetune.main(["demo", *packs, f"results={tmp_path / 'results.jsonl'}", *settings])
+    assert ended.value.code == code
+    results = tmp_path / "results.jsonl"
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
+def test_a_result_line_has_the_published_columns_and_what_identifies_the_run(digits, pretrained, tmp_path):
+    (line,) = tune(digits, tmp_path, 0, f"from={pretrained}", "shots=5", "seed=3", "rule.steps=20")
+    published = {"metric_value", "path", "seed", "shot", "pretrained_model", "dataset", "last_step"}
+    assert published <= set(line)
+    assert (line["seed"], line["shot"], line["pretrained_model"], line["metric"]) == (3, "5", "demo", "top1")
+    assert (line["train_images"], line["test_images"], line["last_step"]) == (25, 269, 20)
+    assert line["network"] == "R8x0.25-8px"
+
+
+def test_the_weights_that_are_named_are_the_weights_that_are_tuned(digits, pretrained, tmp_path):
+    """Ten examples of each digit that pre-training knew already teach the new head at once; random weights not."""
+    packs = [f"data.train={digits / 'low-train.h5'}", f"data.test={digits / 'low-test.h5'}"]
+    settings = [*packs, "model=R8x0.25-8px", "shots=10", "lr=0.01", "rule.steps=40"]
+    known, random = tune(digits, tmp_path, 0, f"from={pretrained},random", *settings)
+    assert (known["pretrained_model"], random["pretrained_model"]) == ("demo", "random")
+    assert known["metric_value"] > 85
+    assert known["metric_value"] > random["metric_value"] + 10
+
+
+def test_the_same_seed_gives_the_same_result(digits, pretrained, tmp_path):
+    lines = tune(digits, tmp_path, 0, f"from={pretrained}", "shots=5", "seed=1,1,2", "rule.steps=20")
+    assert lines[0]["test_loss"] == lines[1]["test_loss"] != lines[2]["test_loss"]
+
+
+def test_only_the_drawn_shots_are_trained_on(digits, pretrained):
+    config = load(
+        finetune.FinetuneConfig,
+        "demo",
+        [f"from={pretrained}", "shots=2", "seed=4", f"data.train={digits / 'high-train.h5'}",
+         f"data.test={digits / 'high-test.h5'}"],
+        "finetune",
+    )  # fmt: skip
+    parts, plan = transfer.finetuning(config, Communicator(Launch("alone")))
+    drawn = fewshot.draw(Pack.open(digits / "high-train.h5").labels, "2", 4)
+    seen = torch.cat([batch.ids for step in parts.feed.train_batches(0, 5) for batch in step])
+    assert set(seen.tolist()) == set(drawn.tolist())
+    assert plan.train_images == 10
+
+
+def test_a_tuned_network_is_kept_where_a_folder_is_given(digits, pretrained, tmp_path):
+    settings = [f"from={pretrained}", "shots=5", "rule.steps=20", f"folder={tmp_path / 'tuned'}"]
+    (line,) = tune(digits, tmp_path, 0, *settings)
+    assert line["path"] == str(tmp_path / "tuned")
+    again = tune(digits, tmp_path, 0, f"from={tmp_path / 'tuned'}", "shots=5", "rule.steps=20")
+    assert len(again) == 2
+    assert (tmp_path / "tuned" / "curves.png").exists()
+
+
+def test_mixup_mixes_images_and_labels_by_the_same_share():
+    torch.manual_seed(0)
+    labels = torch.tensor([0, 1, 2, 3])
+    images = torch.nn.functional.one_hot(labels, 4).float()[:, :, None, None].expand(4, 4, 2, 2)
+    batch = Batch(images, labels, labels, labels >= 0)
+    mixed, targets = transfer.mixer(0.8, seed=0, rank=0, num_classes=4)(5, batch)
+    torch.testing.assert_close(mixed[:, :, 0, 0], targets)
+    torch.testing.assert_close(targets.sum(1), torch.ones(4))
+    assert (targets.max(1).values < 1).any()
+    again, _ = transfer.mixer(0.8, seed=0, rank=0, num_classes=4)(5, batch)
+    assert torch.equal(mixed, again)
+    other, _ = transfer.mixer(0.8, seed=0, rank=0, num_classes=4)(6, batch)
+    assert not torch.equal(mixed, other)
+
+
+def bad(what, digits, pretrained, tmp_path):
+    """Settings of a bad input, and what the message must say."""
+    if what == "from nothing":
+        return [], "from=…"
+    if what == "from empty":
+        return ["from="], "from="
+    if what == "from missing":
+        return [f"from={tmp_path / 'absent'}"], "absent"
+    if what == "random without a network":
+        return ["from=random"], "model=…"
+    if what == "checkpoint of another network":
+        return [f"from={pretrained}", "model=R11x0.25-32px"], "R11x0.25-32px"
+    if what == "not a checkpoint":
+        (tmp_path / "weights.pth").write_text("hello")
+        return [f"from={tmp_path / 'weights.pth'}"], "weights.pth"
+    if what == "unnamed network":
+        save_file({"a": torch.zeros(3)}, tmp_path / "odd.safetensors")
+        return [f"from={tmp_path / 'odd.safetensors'}"], "odd.safetensors"
+    if what == "shots":
+        return [f"from={pretrained}", "shots=-1"], "shots"
+    if what == "missing test pack":
+        return [f"from={pretrained}", "data.test=absent.h5"], "absent.h5"
+    if what == "test pack of other classes":
+        return [f"from={pretrained}", f"data.test={digits / 'low-test.h5'}"], "classes"
+    raise AssertionError(what)
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["from nothing", "from empty", "from missing", "random without a network", "checkpoint of another network",
+     "not a checkpoint", "unnamed network", "shots", "missing test pack", "test pack of other classes"],
+)  # fmt: skip
+def test_bad_input_ends_in_one_message(digits, pretrained, tmp_path, capsys, what):
+    settings, said = bad(what, digits, pretrained, tmp_path)
+    capsys.readouterr()
+    assert tune(digits, tmp_path, 2, *settings) == []
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert said in message
+    assert "Traceback" not in message
+
+
+def test_an_official_network_is_recognised_by_its_weights(digits, tmp_path):
+    """A file without a description, as the published ones are: which member it is shows in its tensors."""
+    state = bit.build("R11x0.25-32px", 3).state_dict()
+    save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "BiT.safetensors")
+    settings = ["shots=1", "rule.steps=1", "data.size=32", "data.resize=36"]
+    (line,) = tune(digits, tmp_path, 0, f"from={tmp_path / 'BiT.safetensors'}", *settings)
+    assert (line["network"], line["pretrained_model"]) == ("R11x0.25-32px", "BiT.safetensors")
