@@ -2,7 +2,7 @@
 
 export VENV ?= .venv
 export PYTHON ?= python3
-export TORCH ?= torch==2.15.0
+export TORCH ?= torch==2.14.1
 export MPI ?= auto
 export HOROVOD_NCCL ?=
 RUN := PATH="$(abspath $(VENV))/bin:$$PATH"

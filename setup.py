@@ -91,7 +91,9 @@ def choose_cuda(environ, torch_cuda: str | None) -> CudaChoice:
     if problem is None:
         return CudaChoice(True, home, f"nvcc {version[0]}.{version[1]} in {home}, torch for CUDA {torch_cuda}")
     if wish == "1":
-        raise SystemExit(f"error: BOOSTERBIT_CUDA=1, but {problem}.\n{remedy}; or build for the CPU only: BOOSTERBIT_CUDA=0")
+        raise SystemExit(
+            f"error: BOOSTERBIT_CUDA=1, but {problem}.\n{remedy}; or build for the CPU only: BOOSTERBIT_CUDA=0"
+        )
     return CudaChoice(False, None, problem)
 
 
@@ -129,8 +131,9 @@ def main() -> None:
         import torch
 
         choice = choose_cuda(os.environ, torch.version.cuda)
-        with_or_without = f"with CUDA ({os.environ.get('TORCH_CUDA_ARCH_LIST', ARCHITECTURES)})" if choice.build else "CPU only"
-        print(f"boosterbit: building engine._C {with_or_without}: {choice.reason}", flush=True)
+        architectures = os.environ.get("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
+        device = f"with CUDA ({architectures})" if choice.build else "CPU only"
+        print(f"boosterbit: building engine._C {device}: {choice.reason}", flush=True)
         module, command = extension(choice)
         options = {"ext_modules": [module], "cmdclass": {"build_ext": command}}
     setup(
@@ -140,7 +143,19 @@ def main() -> None:
         python_requires=">=3.11",
         packages=["engine", "loaders", "loaders.sources"],
         package_data={"engine": ["recipes/*/*.yaml"]},
-        install_requires=["torch>=2.11", "numpy", "h5py", "omegaconf", "safetensors", "tensorboard", "matplotlib", "tqdm"],
+        install_requires=[
+            "torch>=2.11",
+            "torchvision",
+            "numpy",
+            "h5py",
+            "pillow",
+            "omegaconf",
+            "safetensors",
+            "scikit-learn",
+            "tensorboard",
+            "matplotlib",
+            "tqdm",
+        ],
         **options,
     )
 

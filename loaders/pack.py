@@ -46,7 +46,7 @@ class Options:
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     """Processes that decode; 0: none but this one."""
     skip_bad: bool = False
-    """Leave out files that do not decode, rather than fail."""
+    """Whether files that do not decode are acceptable: they are left out in any case."""
     force: bool = False
     """Replace an existing pack."""
 
@@ -61,14 +61,12 @@ class Report:
     """Key and reason of each file that did not decode."""
     changes: dict[str, int]
     """Images whose bytes are not those of the source, by reason."""
-    published: bool
-    """False where bad files kept the pack from being put in place."""
 
 
 def pack(source: str, dest: str | Path, options: Options, *, quiet: bool = False) -> Report:
-    """Pack a source into DEST.h5 or its shards, and verify what was written.
+    """Pack a source into DEST.h5 or its shards without the files that do not decode, and verify what was written.
 
-    Unless everything succeeds nothing appears under the final name. Raises UserError for input that cannot be used.
+    Nothing appears under the final name before it is whole. Raises UserError for input that cannot be used.
     """
     dest = Path(dest)
     _check_destination(dest, options)
@@ -106,19 +104,16 @@ def pack(source: str, dest: str | Path, options: Options, *, quiet: bool = False
                     continue
                 changes.update([result.change] if result.change else [])
                 writer.add(Record(result.data, item.key, item.label, result.height, result.width, item.group))
+            writer.finish()
             writers.append(writer)
-            if not bad or options.skip_bad:
-                writer.finish()
         records = sum(len(writer) for writer in writers)
-        publish = not bad or options.skip_bad
-        if publish and not records:
+        if not records:
             raise UserError(f"none of the {len(bad):,} images of {source} decodes, such as {bad[0][0]}: {bad[0][1]}")
-        if publish:
-            for writer in writers:
-                writer.publish()
-            for stale in set(existing_shards(dest)) - {writer.path for writer in writers}:
-                stale.unlink()
-    return Report(records, tuple(bad), dict(changes), publish)
+        for writer in writers:
+            writer.publish()
+        for stale in set(existing_shards(dest)) - {writer.path for writer in writers}:
+            stale.unlink()
+    return Report(records, tuple(bad), dict(changes))
 
 
 def _check_destination(dest: Path, options: Options) -> None:
@@ -194,29 +189,30 @@ def _pack_command(argv: Sequence[str]) -> int:
         default=default.workers,
         help="processes that decode (default: %(default)s)",
     )
-    add("--skip-bad", action="store_true", help="leave out files that do not decode, rather than fail")
+    add("--skip-bad", action="store_true", help="files that do not decode are no error (they are left out in any case)")
     add("--force", action="store_true", help="replace an existing pack")
     fields = vars(parser.parse_args(argv))
     source, dest = fields.pop("source"), Path(fields.pop("dest"))
     classes = tuple(name.strip() for name in fields.pop("classes").split(",") if name.strip())
 
     started = time.perf_counter()
-    report = pack(source, dest, Options(classes=classes, **fields))
+    options = Options(classes=classes, **fields)
+    report = pack(source, dest, options)
     seconds = time.perf_counter() - started
     for key, reason in report.bad:
         print(f"bad: {key}: {reason}", file=sys.stderr)
     for change, count in sorted(report.changes.items()):
         print(f"re-encoded {count:,} images: {change}")
-    if not report.published:
-        print(
-            f"error: {len(report.bad):,} of {len(report.bad) + report.records:,} files do not decode, so {dest} was not"
-            " written; repair them, or leave them out with --skip-bad",
-            file=sys.stderr,
-        )
-        return 1
     left_out = f", {len(report.bad):,} bad files left out" if report.bad else ""
     rate = (report.records + len(report.bad)) / seconds
     print(f"{dest}: {report.records:,} images{left_out}, {seconds:.1f} s, {rate:,.0f} images/s, verified")
+    if report.bad and not options.skip_bad:
+        print(
+            f"error: {len(report.bad):,} of {len(report.bad) + report.records:,} files do not decode and were left out;"
+            " repair them and pack again with --force, or accept that with --skip-bad",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 

@@ -1,14 +1,11 @@
 """The pack format: encoded images in HDF5, one file per shard. See docs/pack-format.md.
 
-The only module that knows HDF5; `loaders.writer` streams records into it. A pack is ordinary HDF5 for any tool, but
-its arrays lie at known file offsets, so they are read through a memory map: no copy, no library lock, safe over
-threads and forks.
+`loaders.writer` streams records into it. A pack is ordinary HDF5 for any tool, but its arrays lie at known file
+offsets, so they are read through a memory map: no copy, no library lock, safe over threads and forks.
 """
 
 import bisect
-import os
 import re
-import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,10 +14,8 @@ import h5py
 import numpy as np
 
 from loaders.errors import UserError
+from loaders.hdf5 import FORMAT, VERSION, Hdf5Blob, index_checksum
 
-FORMAT = "boosterbit-pack"
-VERSION = 1
-_CHUNK = 1 << 24  # bytes copied or summed at a time
 _ARRAYS = ("images/bytes", "images/offsets", "images/sizes", "images/crc32", "labels", "keys")
 
 
@@ -40,59 +35,6 @@ def existing_shards(path: str | Path) -> list[Path]:
     return ([path] if path.is_file() else []) + sorted(found)
 
 
-def write_file(path: Path, blob_bytes: int, arrays: dict[str, np.ndarray], attributes: dict) -> tuple[int, int]:
-    """Create a pack file with room for `blob_bytes` of images; the byte offsets of the blob and of the index sum.
-
-    Byte strings (dtype S) are stored as fixed-length UTF-8. The caller fills in the images, then the sum.
-    """
-    # `libver` gives metadata with checksums; aligned arrays are what a memory map reads fastest.
-    with h5py.File(path, "w", libver="latest", alignment_threshold=1, alignment_interval=64) as file:
-        file.attrs.update({"format": FORMAT, "version": VERSION, **attributes})
-        creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        space = h5py.h5s.create_simple((blob_bytes,))
-        group = file.create_group("images")
-        blob = h5py.h5d.create(group.id, b"bytes", h5py.h5t.STD_U8LE, space, creation)
-        for name, values in arrays.items():
-            text = values.dtype.kind == "S"
-            dtype = h5py.string_dtype("utf-8", values.dtype.itemsize) if text else values.dtype.newbyteorder("<")
-            file.create_dataset(name, data=values.astype(dtype))
-        index_sum = file.create_dataset("index_crc32", data=np.zeros(1, "<u4"))
-        return blob.get_offset() or 0, index_sum.id.get_offset()
-
-
-def index_checksum(path: Path, blob: tuple[int, int], sum_at: int) -> int:
-    """CRC-32 of everything in the file but the images (they have their own) and the four bytes of this sum."""
-    skip = sorted([(blob[0], blob[0] + blob[1]), (sum_at, sum_at + 4)])
-    size = path.stat().st_size
-    crc, at = 0, 0
-    with open(path, "rb") as file:
-        for lo, hi in [*skip, (size, size)]:
-            file.seek(at)
-            while at < lo:
-                piece = file.read(min(_CHUNK, lo - at))
-                if not piece:
-                    break
-                crc = zlib.crc32(piece, crc)
-                at += len(piece)
-            at = max(at, hi)
-    return crc
-
-
-class _Hdf5Blob:
-    """Slices of a blob that someone stored chunked or compressed, through HDF5: right, but one reader at a time."""
-
-    def __init__(self, path: Path, name: str):
-        self._path, self._name, self._lock, self._pid = path, name, threading.Lock(), None
-
-    def __getitem__(self, piece: slice) -> np.ndarray:
-        with self._lock:
-            if self._pid != os.getpid():  # an HDF5 handle does not survive a fork
-                self._dataset, self._pid = h5py.File(self._path, "r")[self._name], os.getpid()
-            return self._dataset[piece]
-
-
 class _Shard:
     """One file, its arrays as views of one memory map."""
 
@@ -102,33 +44,41 @@ class _Shard:
             file = h5py.File(path, "r")
         except OSError as error:
             raise UserError(_unreadable(path, error)) from error
-        with file:
-            self.attributes = {name: _plain(value) for name, value in file.attrs.items()}
-            self._check_format()
-            names = [*_ARRAYS, *(n for n in ("groups",) if n in file), "classes/names", "classes/counts"]
-            absent = [n for n in names if n not in file]
-            if absent:
-                raise UserError(f"{path} is damaged: it lacks {', '.join(absent)}; pack it again")
-            size = path.stat().st_size
-            whole = np.asarray(np.memmap(path, np.uint8, "r"))
-            arrays = {}
-            for name in names:
-                dataset = file[name]
-                at, length = dataset.id.get_offset(), dataset.size * dataset.dtype.itemsize
-                if at is None or not length:
-                    big = name == "images/bytes" and dataset.size
-                    arrays[name] = _Hdf5Blob(path, name) if big else dataset[...]
-                    continue
-                if at + length > size:
-                    raise UserError(
-                        f"{path} is truncated: {name} ends at byte {at + length:,}, the file has {size:,};"
-                        " copy or pack it again"
-                    )
-                arrays[name] = whole[at : at + length].view(dataset.dtype).reshape(dataset.shape)
-            self.blob_span = (file["images/bytes"].id.get_offset() or 0, file["images/bytes"].size)
-            self.mapped = isinstance(arrays["images/bytes"], np.ndarray)
-            self.sum_at = file["index_crc32"].id.get_offset() if "index_crc32" in file else None
-            self.index_sum = int(file["index_crc32"][0]) if "index_crc32" in file else None
+        try:
+            with file:
+                self._read(file)
+        except UserError:
+            raise
+        except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:  # what HDF5 says of damage varies
+            raise UserError(f"{path} is damaged: its structure cannot be read ({error}); copy or pack it again") from error
+
+    def _read(self, file: h5py.File) -> None:
+        self.attributes = {name: _plain(value) for name, value in file.attrs.items()}
+        self._check_format()
+        names = [*_ARRAYS, *(n for n in ("groups",) if n in file), "classes/names", "classes/counts"]
+        absent = [n for n in names if n not in file]
+        if absent:
+            raise UserError(f"{self.path} is damaged: it lacks {', '.join(absent)}; pack it again")
+        size = self.path.stat().st_size
+        whole = np.asarray(np.memmap(self.path, np.uint8, "r"))
+        arrays = {}
+        for name in names:
+            dataset = file[name]
+            at, length = dataset.id.get_offset(), dataset.size * dataset.dtype.itemsize
+            if at is None or not length:
+                big = name == "images/bytes" and dataset.size
+                arrays[name] = Hdf5Blob(self.path, name) if big else dataset[...]
+                continue
+            if at + length > size:
+                raise UserError(
+                    f"{self.path} is truncated: {name} ends at byte {at + length:,}, the file has {size:,};"
+                    " copy or pack it again"
+                )
+            arrays[name] = whole[at : at + length].view(dataset.dtype).reshape(dataset.shape)
+        self.blob_span = (file["images/bytes"].id.get_offset() or 0, file["images/bytes"].size)
+        self.mapped = isinstance(arrays["images/bytes"], np.ndarray)
+        self.sum_at = file["index_crc32"].id.get_offset() if "index_crc32" in file else None
+        self.index_sum = int(file["index_crc32"][0]) if "index_crc32" in file else None
         self.blob, self.offsets, self.sizes, self.crc32, self.labels, self.keys = (arrays[n] for n in _ARRAYS)
         self.groups = arrays.get("groups")
         self.class_names = [name.decode() for name in arrays["classes/names"]]

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from loaders.shard import Pack, index_checksum, write_file
+from loaders.hdf5 import index_checksum, write_file
+from loaders.shard import Pack
 
 _CHUNK = 1 << 24  # bytes copied at a time
 

@@ -17,7 +17,7 @@ TOP_LEVEL = {"setup.py", "csrc", "engine", "loaders", "bench", "jobs", "tests", 
 ONLY_IN = {
     "horovod": {"engine.comm"},
     "nvidia": {"loaders.dali"},
-    "h5py": {"loaders.shard", "loaders.writer"},
+    "h5py": {"loaders.hdf5", "loaders.shard"},
 }
 
 

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-VENV=${VENV:-.venv} PYTHON=${PYTHON:-python3} TORCH=${TORCH:-torch==2.15.0} MPI=${MPI:-auto}
+VENV=${VENV:-.venv} PYTHON=${PYTHON:-python3} TORCH=${TORCH:-torch==2.14.1} MPI=${MPI:-auto}
 
 say() { printf '\033[1m▸ %s\033[0m\n' "$*"; }
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }

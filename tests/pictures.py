@@ -1,0 +1,32 @@
+"""Images that tests make for themselves."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+
+def photo(seed, height=40, width=60, mode="RGB"):
+    """A smooth picture, as photographs are: noise of few pixels, enlarged."""
+    values = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+
+
+def encoded(image, kind="JPEG", **options):
+    """The bytes of a file."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def folder(root, per_class=4, classes=("bird", "cat", "dog"), **shape):
+    """An image folder; returns {key: bytes}."""
+    files = {}
+    for label, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for index in range(per_class):
+            data = encoded(photo(100 * label + index, **shape), "PNG" if index % 2 else "JPEG")
+            key = f"{name}/{index}.{'png' if index % 2 else 'jpg'}"
+            (root / key).write_bytes(data)
+            files[key] = data
+    return files
