@@ -5,6 +5,7 @@
 #include <c10/util/Half.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -171,17 +172,23 @@ void run_fibers() {
   }
   std::vector<int> order(machine.threads);
   for (int i = 0; i < machine.threads; ++i) order[i] = i;
-  for (bool moved = true; moved && machine.error.empty();) {
-    moved = false;
+  // Some warps run as far as they get while the others lag; then other ones.
+  unsigned awake = 0;
+  for (bool runnable = true; runnable && machine.error.empty();) {
+    bool moved = false;
+    runnable = false;
     std::shuffle(order.begin(), order.end(), machine.random);
     for (const int i : order) {
       auto& fiber = machine.fibers[i];
       if (fiber.done || (fiber.waits_for && *fiber.waits_for == fiber.seen)) continue;
+      runnable = true;
+      if (!(awake >> (i / 32) & 1)) continue;
+      moved = true;
       fiber.waits_for = nullptr;
       machine.thread = i;
-      moved = true;
       swapcontext(&machine.scheduler, &fiber.context);
     }
+    if (!moved) awake = machine.random();
   }
   for (const auto& fiber : machine.fibers) {
     if (!fiber.done) device::fail("threads wait for each other");

@@ -160,3 +160,8 @@ def test_without_clipping(gpu):
     params, grads, momenta, _, table, _, rows = case(SHAPES[1:])
     hyper = torch.tensor([ops.hyper_row(SETTINGS | {"clipping": None})])
     check(gpu, params, grads, momenta, [], table, hyper, rows)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_teams_that_divide_while_others_lag(gpu, seed):
+    check(gpu, *case([(1, 18432), (4, 9000), (8, 4608), (8, 2304)]), blocks=1, seed=seed)
