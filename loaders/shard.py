@@ -50,7 +50,9 @@ class _Shard:
         except UserError:
             raise
         except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:  # what HDF5 says of damage varies
-            raise UserError(f"{path} is damaged: its structure cannot be read ({error}); copy or pack it again") from error
+            raise UserError(
+                f"{path} is damaged: its structure cannot be read ({error}); copy or pack it again"
+            ) from error
 
     def _read(self, file: h5py.File) -> None:
         self.attributes = {name: _plain(value) for name, value in file.attrs.items()}
@@ -128,6 +130,8 @@ class _Shard:
 
 
 def _plain(value):
+    if isinstance(value, bytes):
+        return value.decode()
     return value.item() if isinstance(value, np.generic) else value
 
 
