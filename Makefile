@@ -38,6 +38,7 @@ test: env
 
 lint: env
 	@$(RUN) ruff check .
+	@$(RUN) ruff format --check --quiet . || { echo "run: ruff format ."; exit 1; }
 	@if command -v shellcheck >/dev/null; then shellcheck $$(git ls-files '*.sh' .ci/run); \
 	else echo 'shellcheck is not installed: shell scripts were not checked'; fi
 

@@ -240,8 +240,7 @@ def connect(backend: str = "auto", launch: Launch | None = None) -> Communicator
     chosen = _choose(backend, launch)
     if chosen == "horovod" and not has_horovod():
         raise UserError(
-            "comm.backend=horovod: Horovod is not installed for this torch; "
-            "run `make env`, or take comm.backend=torch"
+            "comm.backend=horovod: Horovod is not installed for this torch; run `make env`, or take comm.backend=torch"
         )
     kinds = {"horovod": HorovodCommunicator, "torch": TorchCommunicator, "local": Communicator}
     if chosen == "local":

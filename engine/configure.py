@@ -62,7 +62,8 @@ def load(schema: type[Config], recipe: str, overrides: list[str], kind: str) -> 
     except OmegaConfBaseException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
-        raise UserError(f"{recipe}: {(getattr(error, 'full_key', None) or 'value').removesuffix('_')}: {_first_line(error)}") from error
+        key = (getattr(error, "full_key", None) or "value").removesuffix("_")
+        raise UserError(f"{recipe}: {key}: {_first_line(error)}") from error
 
 
 def variants(overrides: list[str], keys: tuple[str, ...]) -> list[list[str]]:
@@ -163,8 +164,10 @@ def _check_keys(schema: type, given: Any, prefix: str, origin: str) -> None:
         if dataclasses.is_dataclass(section) and OmegaConf.is_missing(given, key) is False:
             value = given[key]
             if not isinstance(value, DictConfig):
-                raise UserError(f"{full}={value} in {origin}: {full} is a section; set one of its keys, such as "
-                                f"{next(iter(_all_keys(type(section), f'{full}.')))}")
+                raise UserError(
+                    f"{full}={value} in {origin}: {full} is a section; set one of its keys, such as "
+                    f"{next(iter(_all_keys(type(section), f'{full}.')))}"
+                )
             _check_keys(type(section), value, f"{full}.", origin)
 
 

@@ -51,7 +51,7 @@ class _Shard:
             raise
         except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:  # what HDF5 says of damage varies
             raise UserError(
-                f"{path} is damaged: its structure cannot be read ({error}); copy or pack it again"
+                f"{path} is damaged, its structure is unreadable ({error}); copy or pack it again"
             ) from error
 
     def _read(self, file: h5py.File) -> None:
@@ -130,8 +130,6 @@ class _Shard:
 
 
 def _plain(value):
-    if isinstance(value, bytes):
-        return value.decode()
     return value.item() if isinstance(value, np.generic) else value
 
 

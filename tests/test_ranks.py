@@ -67,7 +67,9 @@ def test_two_ranks_train_as_one_does(launch, launcher, digits, alone, tmp_path):
 def broken(where, condition, error):
     """Words for `python` that run `-m WORDS` with a defect: `where` (module.Class.method) raises once `condition`."""
     module, kind, method = where.rsplit(".", 2)
-    return ["-c", f"""
+    return [
+        "-c",
+        f"""
 import runpy, sys
 from {module} import {kind}
 whole, calls = {kind}.{method}, []
@@ -79,7 +81,8 @@ def breaks(self, *rest, **named):
 {kind}.{method} = breaks
 sys.argv = sys.argv[1:]
 runpy.run_module(sys.argv[0], run_name="__main__")
-"""]
+""",
+    ]
 
 
 def test_a_run_goes_on_on_another_number_of_ranks(launch, digits, alone, tmp_path):

@@ -12,7 +12,7 @@ key() { cat "$@" | sha256sum | cut -c1-16; }
 
 # One stage: stage NAME KEY WHAT-IT-IS COMMAND…; its output goes to a log that is shown where it fails.
 stage() {
-    local name=$1 key=$2 about=$3 stamp="$STAMPS/$1" log="$STAMPS/$1.log" start=$SECONDS
+    local key=$2 about=$3 stamp="$STAMPS/$1" log="$STAMPS/$1.log" start=$SECONDS
     shift 3
     [[ -f $stamp && $(<"$stamp") == "$key" ]] && return
     say "$about"
