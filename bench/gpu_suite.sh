@@ -3,7 +3,7 @@
 # Needs Python with torch (for CUDA), h5py, timm and pytest, and nvcc; neither DALI nor Horovod. The steps go on after
 # one fails, and the last lines say what held; the exit code is 1 unless all did.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 2
 OUT=${1:-runs/gpu-suite}
 PYTHON=${PYTHON:-python3}
 mkdir -p "$OUT"
@@ -36,7 +36,7 @@ TORCH_CUDA_ARCH_LIST=$CAPABILITY BOOSTERBIT_CUDA=1 step build 180 "$PYTHON" setu
 KERNEL_TESTS=(tests/test_gpu.py tests/test_ops.py tests/test_fused.py tests/test_standardized.py)
 step pytest 150 "$PYTHON" -m pytest -q -m gpu "${KERNEL_TESTS[@]}"
 
-SANITIZER=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1)
+SANITIZER=$(command -v compute-sanitizer || find /usr/local/cuda*/bin/ -name compute-sanitizer 2>/dev/null | head -n 1)
 if [[ -n $SANITIZER ]]; then
     # Only our kernel is instrumented; the chosen tests reach every size class, dtype and path of it.
     CHOSEN=(-m gpu tests/test_fused.py tests/test_ops.py -k "half_gradients or opcheck_copy or any_size")

@@ -76,12 +76,11 @@ def variants(subject: Subject) -> dict[str, Callable[[], Any]]:
         found[OURS] = _ours(subject, "fused", **AGC)
         found["AgcSgd fused, no clipping"] = _ours(subject, "fused", clipping=None)
     found["AgcSgd foreach"] = _ours(subject, "foreach", **AGC)
-    found["torch foreach, no clipping"] = torch.optim.SGD(subject.params, foreach=True, **SGD).step
-    found[PEER] = torch.optim.SGD(subject.params, fused=True, **SGD).step
+    kinds = ("foreach", "fused")
+    peers = {kind: torch.optim.SGD(subject.params, **{kind: True}, **SGD).step for kind in kinds}
+    found |= {f"torch {kind}, no clipping": step for kind, step in peers.items()}
     if (clip := _timm_clip(subject)) is not None:
-        for kind in ("foreach", "fused"):
-            step = torch.optim.SGD(subject.params, **{kind: True}, **SGD).step
-            found[f"timm AGC + torch {kind}"] = lambda step=step: (clip(), step())
+        found |= {f"timm AGC + torch {kind}": lambda step=step: (clip(), step()) for kind, step in peers.items()}
     if (apex := _apex(subject)) is not None:
         found["apex FusedSGD, no clipping"] = apex
     found["eager loop with AGC"] = EagerLoop(subject).step
