@@ -108,15 +108,15 @@ cudaError_t launch(const Step& step, const Arrays* arrays, int tensors, const Cl
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&available, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error != cudaSuccess) return error;
+  // By the largest gradient type for all: calls that must sum in the same order then have the same teams.
   int most = kMaxWarps;
-  while (most > 1 && Shared::bytes<Grad>(most) > static_cast<size_t>(available)) most /= 2;
+  while (most > 1 && Shared::bytes<float>(most) > static_cast<size_t>(available)) most /= 2;
   const Schedule schedule = schedule_of(classes, most);
   if (schedule.loads() == 0) return cudaSuccess;
   const int shared = static_cast<int>(Shared::bytes<Grad>(schedule.warps)), threads = schedule.warps * kLanes;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-  if (error == cudaSuccess)
-    error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+  constexpr auto carveout = cudaFuncAttributePreferredSharedMemoryCarveout;
+  if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, carveout, cudaSharedmemCarveoutMaxShared);
   if (error == cudaSuccess) error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads, shared);
   if (error != cudaSuccess) return error;
 
