@@ -2,7 +2,8 @@
 
 All work on the same parameters and gradients, interleaved in one run; each has its own momentum. The bound is the time
 in which a copy, measured in the same run, moves the 20 bytes a parameter that a step with momentum must move: read
-parameter, gradient, momentum, write parameter and momentum.
+parameter, gradient, momentum, write parameter and momentum. `standardizing` is the step that also does the backward
+pass of weight standardization, and writes standardized bf16 kernels for the next forward pass: 2 bytes more.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from bench import timing
 from engine import bit, ops
 from engine.flat import FlatParameters
 from engine.optim import AgcSgd, named_groups
+from engine.standardized import StandardizedWeights
 from loaders.errors import UserError
 
 BYTES = 20
@@ -75,6 +77,8 @@ def variants(subject: Subject) -> dict[str, Callable[[], Any]]:
     if ops.supports(device):
         found[OURS] = _ours(subject, "fused", **AGC)
         found["AgcSgd fused, no clipping"] = _ours(subject, "fused", clipping=None)
+        weights = StandardizedWeights(subject.model, subject.flat, torch.bfloat16).forward_weights
+        found["AgcSgd fused, standardizing"] = _ours(subject, "fused", forward_weights=weights, **AGC)
     found["AgcSgd foreach"] = _ours(subject, "foreach", **AGC)
     kinds = ("foreach", "fused")
     peers = {kind: torch.optim.SGD(subject.params, **{kind: True}, **SGD).step for kind in kinds}

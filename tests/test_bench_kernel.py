@@ -40,6 +40,7 @@ def test_the_peers_are_worth_comparing_with():
         step()
         results[name] = subject.flat.values - start
     del results[kernel.COPY]
+    results.pop("AgcSgd fused, standardizing", None)  # takes other gradients
     clipping = [name for name in results if "no clipping" not in name]
     assert len(clipping) == 4 + ops.loaded()
     loop = results["eager loop with AGC"]
