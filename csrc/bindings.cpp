@@ -241,8 +241,8 @@ std::vector<int64_t> sort_units(const Tensor& units) {
   auto* first = reinterpret_cast<Unit*>(units.mutable_data_ptr<int64_t>());
   auto* last = first + units.size(0);
   for (const Unit* unit = first; unit != last; ++unit) ++counts[size_class(unit->length)];
-  std::stable_sort(first, last,
-                   [](const Unit& a, const Unit& b) { return size_class(a.length) < size_class(b.length); });
+  // Classes follow lengths. The longest first within a class too: what is left at the end is small.
+  std::stable_sort(first, last, [](const Unit& a, const Unit& b) { return a.length > b.length; });
   bump(units);
   return counts;
 }
