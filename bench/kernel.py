@@ -2,7 +2,8 @@
 
 All work on the same parameters and gradients, interleaved in one run; each has its own momentum. The bound is the time
 in which a copy, measured in the same run, moves the 20 bytes a parameter that a step with momentum must move: read
-parameter, gradient, momentum, write parameter and momentum. `standardizing` is the step that also does the backward
+parameter, gradient, momentum, write parameter and momentum. On a GPU times are the device's own, with the host ahead
+of it, as in training; how long the host takes is listed beside them. `standardizing` is the step that also does the backward
 pass of weight standardization, and writes standardized bf16 kernels for the next forward pass: 2 bytes more.
 """
 
@@ -10,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +158,17 @@ def launches(step: Callable[[], Any]) -> int:
     return sum(not (event.is_user_annotation or event.name.startswith("Optimizer.")) for event in on_gpu)
 
 
+def host_milliseconds(step: Callable[[], Any], repeats: int = 11) -> float:
+    """Median time in which the host issues a step to a GPU that has nothing else to do."""
+    taken = []
+    for _ in range(repeats):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        step()
+        taken.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(taken)
+
+
 def rates(times: dict[str, timing.Times], numel: int) -> dict[str, dict[str, float]]:
     """GB/s, and the share of the bound that a copy sets, by medians."""
     bound = times[COPY].median * BYTES / 8
@@ -176,8 +190,11 @@ def run(model: str, device: torch.device, repeats: int) -> dict[str, Any]:
     hardware = timing.hardware(device)  # before this run is itself the load
     subject = Subject.build(model, device)
     steps = variants(subject)
-    times = timing.measure(steps, repeats=repeats, device=device, between=subject.restore)
-    counts = {name: launches(step) for name, step in steps.items() if name != COPY} if device.type == "cuda" else None
+    times = timing.measure(steps, repeats=repeats, device=device, between=subject.restore, queued=True)
+    counts = host = None
+    if device.type == "cuda":
+        counts = {name: launches(step) for name, step in steps.items() if name != COPY}
+        host = {name: host_milliseconds(step) for name, step in steps.items() if name != COPY}
     command = f"python -m bench.kernel --model {model} --device {device.type} --repeats {repeats} --json"
     facts = {
         "model": model,
@@ -186,6 +203,7 @@ def run(model: str, device: torch.device, repeats: int) -> dict[str, Any]:
         "bound_milliseconds": times[COPY].median * BYTES / 8,
         "rates": rates(times, subject.numel),
         "launches_per_step": counts,
+        "host_milliseconds": host,
         "ratios": ratios(times),
     }
     return timing.record(command, times, device=device, **facts) | {"hardware": hardware}
@@ -204,8 +222,10 @@ def show(report: dict[str, Any]) -> str:
     where = report["hardware"].get("gpu", report["hardware"]["cpu"])
     lines = [f"{report['model']}: {report['parameters']:,} parameters; {where}", timing.table(times, PEER), ""]
     for name, rate in report["rates"].items():
-        count = "" if report["launches_per_step"] is None else f"{report['launches_per_step'][name]:7d} launches"
-        lines.append(f"{name:28}{rate['gb_per_s']:8.1f} GB/s {rate['of_bound']:7.0%} of the bound{count}")
+        lines.append(f"{name:28}{rate['gb_per_s']:8.1f} GB/s {rate['of_bound']:7.0%} of the bound")
+        if report["launches_per_step"] is not None:
+            host = report["host_milliseconds"][name]
+            lines[-1] += f"{report['launches_per_step'][name]:7d} launches, issued in {host:.3f} ms"
     lines.append(f"bound {report['bound_milliseconds']:.3f} ms: {BYTES} bytes a parameter at the rate of the copy")
     return "\n".join(lines)
 
