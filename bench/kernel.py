@@ -3,8 +3,8 @@
 All work on the same parameters and gradients, interleaved in one run; each has its own momentum. The bound is the time
 in which a copy, measured in the same run, moves the 20 bytes a parameter that a step with momentum must move: read
 parameter, gradient, momentum, write parameter and momentum. On a GPU times are the device's own, with the host ahead
-of it, as in training; how long the host takes is listed beside them. `standardizing` is the step that also does the backward
-pass of weight standardization, and writes standardized bf16 kernels for the next forward pass: 2 bytes more.
+of it, as in training; how long the host takes is listed beside them. `standardizing` is the step that also does the
+backward pass of weight standardization, and writes standardized bf16 kernels for the next forward pass: 2 bytes more.
 """
 
 from __future__ import annotations
