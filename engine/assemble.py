@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine import bit, checkpoint, feed, objective, weights
+from engine import bit, checkpoint, feed, objective, ops, weights
 from engine.comm import Communicator
 from engine.config import AgcSgdConfig, DataConfig, PretrainConfig
 from engine.evaluate import evaluate
@@ -21,6 +21,7 @@ from engine.flat import FlatParameters
 from engine.objective import Objective
 from engine.optim import AgcSgd, named_groups
 from engine.precision import Precision
+from engine.standardized import StandardizedWeights
 from loaders import transform
 from loaders.errors import UserError
 from loaders.shard import Pack
@@ -34,6 +35,7 @@ class Parts:
     network: str
     model: bit.Bit
     flat: FlatParameters
+    standardized: StandardizedWeights | None
     optimizer: AgcSgd
     objective: Objective
     feed: Feed
@@ -43,6 +45,8 @@ class Parts:
     def broadcast(self, comm: Communicator) -> None:
         """Give all ranks rank 0's parameters."""
         comm.broadcast_(self.flat.values, "parameters")
+        if self.standardized is not None:
+            self.standardized.refresh()
 
     def evaluate(self, comm: Communicator) -> dict[str, float]:
         """Scores on the whole test set, over all ranks."""
@@ -55,7 +59,8 @@ class Parts:
             f"{self.network}: {numel:,} parameters, {self.about['num_classes']} classes, {self.objective.name}\n"
             f"{len(self.feed.plan.pool):,} images; batch {self.feed.plan.global_batch} over "
             f"{comm.size} rank{'s' if comm.size > 1 else ''} ({comm.name}); "
-            f"{self.precision.name} on {self.precision.device.type}; AGC-SGD: {self.optimizer.implementation}"
+            f"{self.precision.name} on {self.precision.device.type}; AGC-SGD: {self.optimizer.implementation}, "
+            f"weights standardized in the {'network' if self.standardized is None else 'optimizer'}"
         )
 
 
@@ -78,10 +83,16 @@ def build(
     if state is not None:
         weights.apply(model, state, new_head=True)
     model.to(precision.device)
+    flat = FlatParameters(model, channels_last=channels_last)
+    standardized = None
+    fused = optim.implementation != "foreach" and ops.supports(precision.device)
+    if optim.standardize == "optimizer" or (optim.standardize == "auto" and fused):
+        standardized = StandardizedWeights(model, flat, precision.compute_dtype)
     return Parts(
         network=network,
         model=model,
-        flat=FlatParameters(model, channels_last=channels_last),
+        flat=flat,
+        standardized=standardized,
         optimizer=AgcSgd(
             named_groups(model, optim.weight_decay, optim.no_decay),
             lr=lr,
@@ -90,6 +101,7 @@ def build(
             clipping=optim.clipping,
             eps=optim.eps,
             implementation=optim.implementation,
+            forward_weights=None if standardized is None else standardized.forward_weights,
         ),
         objective=objective.choose(feed.train.labels),
         feed=feed,

@@ -72,15 +72,14 @@ any size of at least its stride; the side in the name is the one whose detail it
 class StdConv2d(nn.Conv2d):
     """Convolution with a standardized kernel: zero mean, unit (biased) variance over each output row.
 
-    With `prestandardized` set the weight is taken as it is: for training loops that keep standardized
-    weights.
+    Where `standardized` is set, it is read in the place of the weight: a training loop keeps it up to date.
     """
 
-    prestandardized = False
+    standardized: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, in, h, w) → (b, out, h', w')."""
-        weight = self.weight if self.prestandardized else standardize(self.weight)
+        weight = standardize(self.weight) if self.standardized is None else self.standardized
         return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 

@@ -143,14 +143,14 @@ def test_standardization_keeps_fp32_under_autocast():
     assert torch.equal(half, wide.half())
 
 
-def test_prestandardized_weights_are_taken_as_they_are():
+def test_standardized_weights_are_taken_as_they_are():
     conv = bit.StdConv2d(3, 4, 3, bias=False)
     x = torch.randn(2, 3, 8, 8)
     expected = conv(x)
-    conv.weight.data = bit.standardize(conv.weight.data)
-    conv.prestandardized = True
+    conv.standardized = bit.standardize(conv.weight.data)
     torch.testing.assert_close(conv(x), expected)
-    assert not bit.StdConv2d(3, 4, 3).prestandardized
+    assert set(conv.state_dict()) == {"weight"}
+    assert bit.StdConv2d(3, 4, 3).standardized is None
 
 
 def test_new_head_is_zero_and_every_parameter_learns():

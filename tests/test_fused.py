@@ -250,6 +250,20 @@ def test_gradients_that_come_go_and_move():
         assert [p in optimizer.state for p in params] == [q in twin.state for q in twins]
 
 
+def test_settings_that_change_between_steps():
+    params, twins = ([nn.Parameter(torch.ones(shape)) for shape in ((4, 3000), (7,))] for _ in range(2))
+    optimizer = AgcSgd(params, lr=0.1, implementation="fused", **SETTINGS | {"clipping": None})
+    twin = AgcSgd(twins, lr=0.1, implementation="foreach", **SETTINGS | {"clipping": None})
+    for change in ({}, {"clipping": 0.01}, {"momentum": 0.5, "eps": 2.0}, {"weight_decay": 0.1}, {"nesterov": False}):
+        optimizer.param_groups[0].update(change)
+        twin.param_groups[0].update(change)
+        for p, q, g in zip(params, twins, gradients(params, 1), strict=True):
+            p.grad, q.grad = g, g.clone()
+        optimizer.step()
+        twin.step()
+        assert_close(params, twins, 1e-6)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_flat_storage_of_a_network_is_one_call(device):
     model = bit.build("R11x0.25-32px", 10, zero_head=False)

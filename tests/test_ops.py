@@ -66,7 +66,7 @@ def test_a_step_is_traced():
     assert torch.equal(m, expected[1])
 
 
-def test_units_are_rows_sorted_by_class():
+def test_units_are_rows_and_the_longest_come_first():
     regions = [
         ops.Region((2, 1152), 0, 0, 3),
         ops.Region((5,), 7, 1, 2),
@@ -80,7 +80,7 @@ def test_units_are_rows_sorted_by_class():
     expected = [[18433 * i, 18433, 0, 0] for i in range(3)]  # too long for a block
     expected += [[0, 4096, 4, 5], [4096, 4096, 4, 5]]
     expected += [[0, 1152, 0, 3], [1152, 1152, 0, 3]]
-    expected += [[7, 5, 1, 2], [5, 1, 1, 0], [100, 6, 2, 0], [106, 6, 2, 0], [8192, 808, 4, 5]]
+    expected += [[8192, 808, 4, 5], [100, 6, 2, 0], [106, 6, 2, 0], [7, 5, 1, 2], [5, 1, 1, 0]]
     assert table.units.tolist() == expected
     assert table.classes == [3, 0, 0, 2, 0, 7]
 
