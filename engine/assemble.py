@@ -23,6 +23,7 @@ from engine.optim import AgcSgd, named_groups
 from engine.precision import Precision
 from loaders import transform
 from loaders.errors import UserError
+from loaders.order import Blocks
 from loaders.shard import Pack
 from loaders.transform import Affine, Transform
 
@@ -118,7 +119,16 @@ def pretraining(config: PretrainConfig, comm: Communicator) -> Parts:
     if test is not None:
         feed.check_same_classes(train, test)
     step = config.train
-    plan = feed.order(np.arange(len(train)), step.global_batch, step.accumulate, step.seed, comm)
+    plan = feed.order(
+        np.arange(len(train)),
+        step.global_batch,
+        step.accumulate,
+        step.seed,
+        comm,
+        last=config.data.last,
+        blocks=Blocks(config.data.block, config.data.window) if config.data.shuffle == "blocks" else None,
+        starts=train.starts,
+    )
     return build(
         run=config.name,
         network=config.model.name,

@@ -46,9 +46,7 @@ class Blocks:
             raise UserError(f"blocks of {self.size} records, {self.window} at a time: both must be 1 or more")
 
 
-def epoch_order(
-    n: int, seed: int, epoch: int, blocks: Blocks | None = None, starts: Sequence[int] = ()
-) -> np.ndarray:
+def epoch_order(n: int, seed: int, epoch: int, blocks: Blocks | None = None, starts: Sequence[int] = ()) -> np.ndarray:
     """The order of an epoch: a (n,) int64 permutation of range(n), a function of the arguments alone.
 
     Uniform over all permutations, or with `blocks` over those that read in blocks. `starts`: where shards begin.

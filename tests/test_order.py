@@ -126,7 +126,7 @@ def test_the_blocks_mix_classes_as_promised():
 def test_pairs_meet_in_a_batch_as_often_as_in_a_uniform_shuffle_beyond_a_block():
     n, batch, epochs = 2048, 64, 400
     blocks = Blocks(size=8, window=64)  # 512 samples are shuffled together
-    together = {gap: 0 for gap in (1, 8, 64, 700)}
+    together = dict.fromkeys((1, 8, 64, 700), 0)
     for epoch in range(epochs):
         place = np.argsort(epoch_order(n, 9, epoch, blocks)) // batch
         for gap in together:
