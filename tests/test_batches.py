@@ -144,7 +144,7 @@ def test_bad_records_are_replaced_reported_and_counted(tmp_path, backend, caplog
     for record in ("record 4 (image 4)", "record 21 (image 21)"):
         assert record in caplog.text
     assert len(found) == 8
-    for batch, (pictures, labels, ids) in zip(found, expected, strict=True):
+    for batch, (pictures, _, ids) in zip(found, expected, strict=True):
         good = ~torch.isin(ids, torch.tensor([4, 21]))
         assert torch.equal(batch.images[good], pictures[good])
         assert torch.equal(batch.ids[good], ids[good])
