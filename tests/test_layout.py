@@ -18,6 +18,7 @@ ONLY_IN = {
     "horovod": {"engine.comm"},
     "nvidia": {"loaders.dali"},
     "h5py": {"loaders.hdf5", "loaders.shard"},
+    "mpi4py": {"loaders.ranks"},
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from loaders import pack
+from loaders import pack, packing
 from loaders.errors import UserError
 from loaders.shard import Pack
 from tests.pictures import encoded, folder, photo
@@ -252,4 +252,4 @@ def test_the_programs_speak_for_themselves(tmp_path):
 
 def test_unknown_labels_are_refused_before_decoding(tmp_path):
     with pytest.raises(UserError, match="--shards"):
-        pack.pack("sklearn:digits", tmp_path / "d.h5", pack.Options(shards=0))
+        packing.pack("sklearn:digits", tmp_path / "d.h5", packing.Options(shards=0))
