@@ -18,7 +18,7 @@ ONLY_IN = {
     "horovod": {"engine.comm"},
     "nvidia": {"loaders.dali"},
     "h5py": {"loaders.hdf5", "loaders.shard"},
-    "mpi4py": {"loaders.ranks"},
+    "mpi4py": {"loaders.ranks", "engine.comm"},
 }
 
 

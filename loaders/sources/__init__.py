@@ -5,8 +5,10 @@ this is such a source, cheaply) and `listing(source, under) -> Listing`. Where s
 `GENERAL = True` stands back.
 """
 
+import glob
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from types import ModuleType
@@ -19,6 +21,7 @@ from loaders.listing import Bytes, FileRange, Item, Listing, TableBuilder
 __all__ = ["Bytes", "FileRange", "Item", "Listing", "classes_from_folders", "find_source", "is_image_name", "kinds"]
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2"))
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _SHOWN = 8  # names listed in a message before "…"
 
 
@@ -40,9 +43,21 @@ def find_source(source: str, kind: str | None = None) -> ModuleType:
         if module.accepts(source):
             return module
     expected = "; ".join(f"{name}: {module.HELP}" for name, module in known.items())
-    if ":" not in source and not Path(source).exists():
+    if ":" not in source and not any(Path(path).exists() for path in expand(source)):
         raise UserError(f"there is nothing at {source}; SOURCE may be – {expected}")
     raise UserError(f"{source} is not a source that can be packed; SOURCE may be – {expected}")
+
+
+def expand(source: str) -> list[str]:
+    """The files that a path or a pattern names, sorted: `*`, `?`, `[…]` as in a shell, `{000..146}` for a range."""
+    ranges = _RANGE.search(source)
+    if ranges:
+        first, last = ranges.groups()
+        numbers = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
+        return [path for n in numbers for path in expand(source[: ranges.start()] + n + source[ranges.end() :])]
+    if Path(source).exists() or not glob.has_magic(source):
+        return [source]
+    return sorted(glob.glob(source, recursive=True))
 
 
 def is_image_name(name: str) -> bool:

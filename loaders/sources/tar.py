@@ -1,8 +1,6 @@
 """Tars of class folders, or in WebDataset naming: KEY.jpg beside KEY.cls or KEY.json; many by a pattern."""
 
-import glob
 import json
-import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -11,7 +9,7 @@ import numpy as np
 
 from loaders.errors import UserError
 from loaders.listing import FileRange, Listing, TableBuilder, file_range
-from loaders.sources import classes_from_folders, is_image_name, shorten
+from loaders.sources import classes_from_folders, expand, is_image_name, shorten
 
 KIND = "tar"
 HELP = (
@@ -20,28 +18,12 @@ HELP = (
 )
 _LABELS = (".cls", ".json")
 _JSON_FIELDS = ("label", "cls", "class")
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 def accepts(source: str) -> bool:
     paths = expand(source)
-    return bool(paths) and all(_looks_like_tar(path) for path in paths)
-
-
-def _looks_like_tar(path: str) -> bool:
-    return Path(path).is_file() and (".tar" in Path(path).suffixes or tarfile.is_tarfile(path))
-
-
-def expand(source: str) -> list[str]:
-    """The files that a path or a pattern names, sorted: `*`, `?`, `[…]` as in a shell, `{000..146}` for a range."""
-    ranges = _RANGE.search(source)
-    if ranges:
-        first, last = ranges.groups()
-        numbers = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
-        return [path for n in numbers for path in expand(source[: ranges.start()] + n + source[ranges.end() :])]
-    if Path(source).exists() or not glob.has_magic(source):
-        return [source]
-    return sorted(glob.glob(source, recursive=True))
+    first = Path(paths[0]) if paths else Path(source)
+    return first.is_file() and (".tar" in first.suffixes or tarfile.is_tarfile(first))
 
 
 def listing(source: str, under: str | None = None) -> Listing:
