@@ -20,16 +20,18 @@ _AHEAD = 3  # tasks in flight per worker
 
 
 @contextmanager
-def check_items(items: Sequence[Item], resize: int | None, workers: int) -> Iterator[Iterator[Checked | str]]:
+def check_items(
+    items: Sequence[Item], resize: int | None, quality: int, workers: int
+) -> Iterator[Iterator[Checked | str]]:
     """For each item the checked image, or the reason why it cannot be used; `workers` 0 decodes in this process.
 
     UserError when a worker is killed.
     """
     chunks = (items[i : i + _CHUNK] for i in range(0, len(items), _CHUNK))
     if not workers:
-        yield (result for chunk in chunks for result in _Check(resize)(chunk))
+        yield (result for chunk in chunks for result in _Check(resize, quality)(chunk))
         return
-    with closing(in_processes(_Check(resize), chunks, workers, _AHEAD * workers)) as results:
+    with closing(in_processes(_Check(resize, quality), chunks, workers, _AHEAD * workers)) as results:
         yield (result for chunk in results for result in chunk)
 
 
@@ -65,13 +67,14 @@ class _Check:
     """Checks a chunk of items."""
 
     resize: int | None
+    quality: int
 
     def __call__(self, items: Sequence[Item]) -> list[Checked | str]:
-        return [_check(item, self.resize) for item in items]
+        return [_check(item, self.resize, self.quality) for item in items]
 
 
-def _check(item: Item, resize: int | None) -> Checked | str:
+def _check(item: Item, resize: int | None, quality: int) -> Checked | str:
     try:
-        return check_image(item.reader.read(), resize)
+        return check_image(item.reader.read(), resize, quality)
     except (OSError, ValueError) as error:
         return str(error)

@@ -64,6 +64,7 @@ def _pack_command(argv: Sequence[str]) -> int:
         type=int,
         help="re-encode larger images to short side N (default: bytes untouched)",
     )
+    add("--quality", metavar="Q", type=int, default=default.quality, help="of these JPEGs (default: %(default)s)")
     add(
         "--workers",
         metavar="N",

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from loaders.checking import check_items, in_processes
 from loaders.errors import UserError
+from loaders.images import JPEG_QUALITY
 from loaders.listing import Listing, Table
 from loaders.ranks import Alone
 from loaders.select import keep_classes, shuffled, split
@@ -44,6 +45,8 @@ class Options:
     """Number of files."""
     resize: int | None = None
     """Re-encode images to this short side, in pixels, where they are larger."""
+    quality: int = JPEG_QUALITY
+    """Of JPEGs that are encoded anew, 1 to 95."""
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     """Processes that decode, on each rank; 0: none but this one."""
     skip_bad: bool = False
@@ -90,6 +93,7 @@ class _Job:
     class_names: tuple[str, ...]
     attributes: dict
     resize: int | None
+    quality: int
 
 
 def pack(source: str, dest: str | Path, options: Options, *, quiet: bool = False, ranks: Alone | None = None) -> Report:
@@ -134,7 +138,12 @@ def _plan(source: str, dest: Path, options: Options, quiet: bool) -> _Plan:
         listing = shuffled(listing)
     if listing.ignored and not quiet:
         print(f"ignored {len(listing.ignored):,} files that are not images, such as {listing.ignored[0]}")
-    names = {"kind": module.KIND, "resize": options.resize or 0, "tools": json.dumps(_tools())}
+    names = {
+        "kind": module.KIND,
+        "resize": options.resize or 0,
+        "quality": options.quality,
+        "tools": json.dumps(_tools()),
+    }
     chosen = ("under", "classes", "part", *(("holdout",) if options.part != "all" else ()), "shuffle")
     choice = {name: getattr(options, name) for name in chosen if getattr(options, name)}
     common = {"source": source, **names, "selection": json.dumps(choice)}
@@ -189,6 +198,7 @@ def _write(plan: _Plan, options: Options, quiet: bool, ranks: Alone) -> Iterator
             plan.class_names,
             plan.attributes[k],
             options.resize,
+            options.quality,
         )
         for k in todo
     )
@@ -218,7 +228,7 @@ def _write_shard(job: _Job, workers: int, progress) -> Path:
     changes: Counter[str] = Counter()
     with (
         ShardWriter(job.path, job.class_names, job.attributes) as writer,
-        check_items(job.items, job.resize, workers) as checked,
+        check_items(job.items, job.resize, job.quality, workers) as checked,
     ):
         for item, result in zip(job.items, checked, strict=True):
             progress(1)
@@ -255,6 +265,8 @@ def _publish(shards: list[tuple[Path, bool]], source: str, dest: Path) -> Report
 def _check_destination(dest: Path, options: Options) -> None:
     if options.shards < 1 or options.workers < 0 or (options.resize is not None and options.resize < 1):
         raise UserError("--shards and --resize must be 1 or more, --workers 0 or more")
+    if not 1 <= options.quality <= 95:
+        raise UserError(f"--quality is {options.quality}; JPEG has 1 to 95")
     if dest.is_dir():
         raise UserError(f"{dest} is a folder; name the pack itself, such as {dest / 'train.h5'}")
     there = existing_shards(dest)

@@ -16,6 +16,7 @@ from torchvision.transforms import functional as reference
 
 from loaders.batches import eval_batches, train_batches
 from loaders.errors import UserError
+from loaders.images import check_image
 from loaders.order import DRAWS, EvalPlan, TrainPlan, step_draws
 from loaders.shard import Pack
 from loaders.transform import (
@@ -34,7 +35,7 @@ from loaders.transform import (
     xray_train,
 )
 from loaders.writer import Record, ShardWriter, new_attributes
-from tests.pictures import encoded, photo
+from tests.pictures import deep_png, encoded, photo
 
 HAS_DALI = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
 needs_dali = pytest.mark.skipif(not HAS_DALI, reason="DALI is not installed")
@@ -290,8 +291,6 @@ def test_operations_and_flips_are_drawn_equally():
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gray_and_deep_x_rays(tmp_path, backend):
     """8- and 16-bit gray PNG through packing come out as one channel repeated, on the right scale."""
-    from loaders.images import check_image
-
     ramp = np.tile(np.linspace(0, 65535, 80), (80, 1))
     files = [encoded(Image.fromarray((ramp / 257).round().astype(np.uint8)), "PNG"),
              encoded(Image.fromarray(ramp.round().astype(np.uint16)), "PNG")]  # fmt: skip
@@ -304,6 +303,23 @@ def test_gray_and_deep_x_rays(tmp_path, backend):
         assert torch.equal(picture[0], picture[1])
         assert torch.equal(picture[0], picture[2])
         assert (picture[0, 2:-2, 2:-2] - expected[2:-2, 2:-2]).abs().max() < 1.5
+
+
+@needs_dali
+def test_awkward_files_look_the_same_on_both(tmp_path):
+    """After packing: progressive, CMYK, gray, palette, transparent, one bit, lying on its side, 16 bits."""
+    base = photo(3, 60, 90)
+    sideways = Image.Exif()
+    sideways[0x0112] = 8
+    files = [
+        encoded(base, progressive=True), encoded(base.convert("CMYK")), encoded(base.convert("L")),
+        encoded(base.convert("P"), "PNG"), encoded(base.convert("RGBA"), "PNG"), encoded(base.convert("LA"), "PNG"),
+        encoded(base.convert("1"), "PNG"), encoded(base, exif=sideways), deep_png(base), encoded(base, "GIF"),
+    ]  # fmt: skip
+    checked = [check_image(data) for data in files]
+    pack = pack_of(tmp_path / "p.h5", [(c.data, c.height, c.width) for c in checked])
+    host, dali = (evaluated(pack, natural_eval(48), backend) for backend in ("host", "dali"))
+    assert (host - dali).abs().flatten(1).mean(1).max() < 2
 
 
 def test_transforms_that_cannot_be_are_refused():
