@@ -10,7 +10,6 @@ from nvidia.dali.auto_aug.core import select, signed_bin
 from nvidia.dali.auto_aug.rand_augment import get_rand_augment_suite
 from nvidia.dali.pipeline import pipeline_def
 
-from loaders.finish import Batch as FinishedBatch
 from loaders.finish import Finisher
 from loaders.randaugment import FILL, MAX_TRANSLATE
 from loaders.transform import RANDAUGMENT_OPS, Transform
@@ -38,7 +37,7 @@ class DaliPipeline:
         gpu = device.type == "cuda"
         self._finisher = Finisher(transform, threads, prefetch + 2) if not gpu and Finisher.suits(transform) else None
         self._fed_flips: deque = deque()
-        self._ready: deque[FinishedBatch | Exception] = deque()
+        self._ready: deque[tuple | Exception] = deque()
         self._ahead = prefetch
         self._pipeline = _graph(
             self._feed,
@@ -87,13 +86,14 @@ class DaliPipeline:
             try:
                 (images,) = self._pipeline.run()
                 decoded = [np.asarray(image) for image in images]
-                self._ready.append(self._finisher.submit(decoded, self._fed_flips.popleft()))
+                # `images` goes along: it owns the pixels that the threads read.
+                self._ready.append((self._finisher.submit(decoded, self._fed_flips.popleft()), images))
             except (StopIteration, RuntimeError) as error:
                 self._ready.append(error)  # raised when its turn comes
         first = self._ready.popleft()
         if isinstance(first, Exception):
             raise first
-        return first.result()
+        return first[0].result()
 
     def close(self) -> None:
         if self._finisher is not None:
