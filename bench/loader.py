@@ -166,6 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command, milliseconds, **facts, threads=options.threads, loaders=rates, pack_relative_to=compared
     )
     result["hardware"] = hardware
+    result["versions"] |= loader_peers.versions()
     print(table(rates, compared))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)

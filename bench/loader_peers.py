@@ -6,6 +6,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,17 @@ def loaders() -> dict[str, Callable[[Material], Iterator]]:
     ):
         if _has(module):
             found[name] = loader
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that are compared, where they are installed."""
+    found = {}
+    for name in ("torchvision", "pillow", "numpy", "webdataset", "ffcv", "mosaicml-streaming"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
     return found
 
 

@@ -93,7 +93,8 @@ def test_a_batch_is_what_the_network_expects(tmp_path, backend):
 def test_a_run_resumes_within_an_epoch_bit_for_bit_on_any_number_of_ranks(tmp_path, backend, transform):
     pack = write(tmp_path / "p.h5")
     straight = read(pack, transform, 0, 6, backend=backend)
-    for stop, world in ((1, 2), (2, 1), (5, 4), (3, 8)):
+    slow = transform.randaugment is not None  # DALI takes half a second to build each of these pipelines
+    for stop, world in ((3, 2),) if slow else ((1, 2), (2, 1), (5, 4), (3, 8)):
         first = train_batches(pack, plan(), transform, backend=backend)
         for _ in range(stop):
             next(first)
