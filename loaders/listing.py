@@ -146,7 +146,7 @@ class TableBuilder:
         self._reader = reader
         self._places: dict[str, int] = {}
         self._keys: list[bytes] = []
-        self._labels: list = []
+        self._labels: array | list = array("q")  # a list of label vectors
         self._place, self._offset, self._size, self._group = array("i"), array("q"), array("q"), array("q")
 
     def __len__(self) -> int:
@@ -155,6 +155,8 @@ class TableBuilder:
     def add(self, key: str, label, place: str, offset: int = 0, size: int = -1, group: int = -1) -> None:
         """One sample, read by `reader(place, key, offset, size)`."""
         self._keys.append(key.encode())
+        if not isinstance(label, int) and not self._labels:
+            self._labels = []
         self._labels.append(label)
         self._place.append(self._places.setdefault(place, len(self._places)))
         self._offset.append(offset)

@@ -88,17 +88,18 @@ def real(shared, tmp_path_factory):
 def levels(batch, transform):
     """Images back in 0..255."""
     mean, std = (torch.tensor(v)[:, None, None] for v in (transform.mean, transform.std))
-    return 255 * (batch.images * std + mean)
+    return 255 * (batch.images.cpu() * std + mean)
 
 
-def evaluated(pack, transform, backend):
+def evaluated(pack, transform, backend, device="cpu"):
     plan = EvalPlan(np.arange(len(pack)), batch=8)
-    return torch.cat([levels(b, transform)[b.valid] for b in eval_batches(pack, plan, transform, backend=backend)])
+    batches = eval_batches(pack, plan, transform, backend=backend, device=device)
+    return torch.cat([levels(b, transform)[b.valid.cpu()] for b in batches])
 
 
-def trained(pack, transform, backend, steps=4, seed=2):
+def trained(pack, transform, backend, steps=4, seed=2, device="cpu"):
     plan = TrainPlan(np.arange(len(pack)), global_batch=16, seed=seed)
-    batches = train_batches(pack, plan, transform, last_step=steps, backend=backend)
+    batches = train_batches(pack, plan, transform, last_step=steps, backend=backend, device=device)
     return torch.cat([levels(step[0], transform) for step in batches])
 
 
@@ -154,6 +155,18 @@ def test_host_and_dali_train_on_the_same_pictures(photos, transform):
     assert difference.mean() < 2
     assert difference.median() < 1.5
     assert (host.mean() - dali.mean()).abs() < 0.5
+
+
+@needs_dali
+@pytest.mark.gpu
+def test_a_gpu_decodes_and_augments_alike(photos):
+    for transform in EVALUATIONS.values():
+        difference = (evaluated(photos, transform, "dali", "cuda") - evaluated(photos, transform, "dali")).abs()
+        assert difference.flatten(1).mean(1).max() < 2
+    for transform in (natural_train(224), natural_train(96, (2, 9)), bit_train(160, 128), xray_train(224)):
+        gpu = trained(photos, transform, "dali", device="cuda")
+        assert (gpu - trained(photos, transform, "dali")).abs().mean() < 2
+        assert torch.equal(gpu, trained(photos, transform, "dali", device="cuda"))
 
 
 @needs_dali
