@@ -216,6 +216,15 @@ def has_horovod() -> bool:
     return True
 
 
+def horovod_speaks_mpi() -> bool:
+    """Whether Horovod is there and was built with MPI; without, it has Gloo."""
+    if not has_horovod():
+        return False
+    import horovod.torch as hvd
+
+    return hvd.mpi_built()
+
+
 def _choose(backend: str, launch: Launch) -> str:
     if backend not in BACKENDS:
         raise UserError(f"comm.backend={backend} is unknown; choose one of {', '.join(BACKENDS)}")
@@ -225,9 +234,7 @@ def _choose(backend: str, launch: Launch) -> str:
         return "local"
     if launch.by == "torchrun" or not has_horovod():  # torchrun gives Horovod no way to find its peers
         return "torch"
-    import horovod.torch as hvd
-
-    return "horovod" if launch.by == "horovodrun" or hvd.mpi_built() else "torch"
+    return "horovod" if launch.by == "horovodrun" or horovod_speaks_mpi() else "torch"
 
 
 def connect(backend: str = "auto", launch: Launch | None = None) -> Communicator:

@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from engine.comm import has_horovod
+from engine.comm import has_horovod, horovod_speaks_mpi
 from loaders.errors import UserError
 
 
@@ -18,7 +18,8 @@ def rank_command(ranks: int, launcher: str = "auto") -> list[str]:
     The programs of this Python's own environment come first: an mpirun of another MPI starts N strangers.
     """
     if launcher == "auto":
-        choices = ["mpirun", "horovodrun", "torchrun"] if has_horovod() else ["torchrun"]
+        choices = ["mpirun"] if horovod_speaks_mpi() else []
+        choices += ["horovodrun", "torchrun"] if has_horovod() else ["torchrun"]
         launcher = next((name for name in choices if _program(name)), "")
     program = _program(launcher)
     if program is None:
