@@ -115,8 +115,7 @@ class Cluster:
         return CONFIG.format(folder=self.folder, tmp=tmp, port=SPARE_PORTS, nodes=nodes)
 
     def _daemon(self, name: str, *words: str) -> None:
-        log = open(self.folder / f"{name}-{len(self._daemons)}.out", "w")
-        with log:
+        with open(self.folder / f"{name}-{len(self._daemons)}.out", "w") as log:
             process = subprocess.Popen(
                 [find(name), *words], env=self.env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
