@@ -181,7 +181,8 @@ def _heading(profile: Profile, cluster: Cluster, calibrated: str, changes: list[
     parts = ", ".join(f"{name} {getattr(cluster, name):.4g}" for name in FITTED)
     one = predict(profile, cluster, 1)
     lines = [
-        f"modelled: {profile.network}, {profile.batch} images a GPU, {profile.precision}, {cluster.name}, {cluster.gpu.name}",
+        f"modelled: {profile.network}, {profile.batch} images a GPU, {profile.precision}; {cluster.name}: "
+        f"{cluster.gpus_per_node} {cluster.gpu.name} a node",
         f"one GPU: {one.images_per_second:.2f} images/s; {profile.source}",
         f"{parts}: {calibrated or 'facts of the cluster file, nothing fitted'}",
     ]

@@ -94,16 +94,13 @@ def contradiction(profile: Profile, cluster: Cluster, hours_rate: float = 17.1) 
 
 def figure(rows: Sequence[Row], published: Mapping[int, float] | None, path: Path, title: str) -> None:
     """Two panels, as the paper's Figure 3: images/s, and speedup with the efficiency in percent; written to `path`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
 
     gpus = [row.gpus for row in rows]
-    source = rows[0].source
-    drawing, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), constrained_layout=True)
-    ours = {"marker": "o", "color": "tab:blue", "label": f"BoosterBiT, {source}"}
+    drawing = Figure(figsize=(11, 4.4), layout="constrained")
+    left, right = drawing.subplots(1, 2)
+    ours = {"marker": "o", "color": "tab:blue", "label": rows[0].source}
     theirs = {"marker": "x", "linestyle": "none", "color": "tab:orange", "label": "paper, Table 2"}
     left.plot(gpus, [rows[0].images_per_second * n for n in gpus], "--", color="0.6", label="ideal")
     left.plot(gpus, [row.images_per_second for row in rows], **ours)
@@ -113,7 +110,7 @@ def figure(rows: Sequence[Row], published: Mapping[int, float] | None, path: Pat
         shown = [n for n in published if n <= gpus[-1]]
         left.plot(shown, [published[n] for n in shown], **theirs)
         right.plot(shown, [published[n] / published[1] for n in shown], **theirs)
-    for row in rows:
+    for row in rows[1:]:
         right.annotate(
             f"{row.efficiency:.1f}%",
             (row.gpus, row.speedup),
@@ -133,4 +130,3 @@ def figure(rows: Sequence[Row], published: Mapping[int, float] | None, path: Pat
     drawing.suptitle(title, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     drawing.savefig(path, dpi=130)
-    plt.close(drawing)
