@@ -15,6 +15,7 @@ from pathlib import Path
 
 from engine import cli
 from engine.mpirun import rank_command, rank_environment
+from engine.report import report
 from loaders.errors import UserError
 
 SHOTS = ("5", "50", "full")
@@ -43,34 +44,6 @@ def pack(folder: Path) -> None:
             )  # fmt: skip
 
 
-def report(results: Path, picture: Path) -> str:
-    """The table of a results file, and its figure."""
-    from matplotlib.figure import Figure
-
-    lines = [json.loads(line) for line in results.read_text().splitlines()]
-    sources = list(dict.fromkeys(line["pretrained_model"] for line in lines))
-    figure = Figure(figsize=(5, 3.5), layout="constrained")
-    axes = figure.subplots()
-    rows = [f"{'top-1 % on unseen classes':<28}" + "".join(f"{shots + ' shots':>20}" for shots in SHOTS)]
-    for source in sources:
-        cells, means, deviations = [], [], []
-        for shots in SHOTS:
-            values = [v["metric_value"] for v in lines if v["pretrained_model"] == source and v["shot"] == shots]
-            mean = sum(values) / len(values)
-            deviation = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
-            cells.append(f"{mean:.1f} ± {deviation:.1f}")
-            means.append(mean)
-            deviations.append(deviation)
-        label = "random weights" if source == "random" else f"pre-trained ({source})"
-        rows.append(f"{label:<28}" + "".join(f"{cell:>20}" for cell in cells))
-        axes.errorbar(range(len(SHOTS)), means, deviations, marker="o", capsize=3, label=label)
-    axes.set(xticks=range(len(SHOTS)), xticklabels=SHOTS, xlabel="training images per class", ylabel="top-1, %")
-    axes.set_title(f"digits 5–9 after pre-training on 0–4, {len(SEEDS)} seeds")
-    axes.legend(loc="lower right")
-    figure.savefig(picture, dpi=110)
-    return "\n".join(rows)
-
-
 def demo(folder: Path, ranks: int, launcher: str) -> None:
     """The whole way."""
     start = time.perf_counter()
@@ -93,7 +66,7 @@ def demo(folder: Path, ranks: int, launcher: str) -> None:
          f"data.test={packs / 'target-test.h5'}", f"results={results}"],
         ranks, launcher,
     )  # fmt: skip
-    table = report(results, folder / "demo.png")
+    table = report([results], folder / "demo.png")
     print(f"\n{table}\n\nfigure: {folder / 'demo.png'}; curves of pre-training: {pretrained / 'curves.png'}")
     print(f"{time.perf_counter() - start:.0f} seconds in all")
 

@@ -20,7 +20,12 @@ def write_file(path: Path, blob_bytes: int, arrays: dict[str, np.ndarray], attri
     """
     # `libver` gives metadata with checksums; aligned arrays are what a memory map reads fastest.
     with h5py.File(path, "w", libver="latest", alignment_threshold=1, alignment_interval=64) as file:
-        file.attrs.update({"format": FORMAT, "version": VERSION, **attributes})
+        for name, value in {"format": FORMAT, "version": VERSION, **attributes}.items():
+            # Of fixed length: strings of variable length lie in a heap without a checksum, where HDF5 may loop for
+            # ever over one flipped bit.
+            text = value.encode() if isinstance(value, str) else None
+            dtype = None if text is None else h5py.string_dtype("utf-8", len(text) or 1)
+            file.attrs.create(name, value if text is None else text, dtype=dtype)
         creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)

@@ -130,6 +130,8 @@ class _Shard:
 
 
 def _plain(value):
+    if isinstance(value, bytes):
+        return value.decode()
     return value.item() if isinstance(value, np.generic) else value
 
 

@@ -1,0 +1,69 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from engine import report
+from loaders.errors import UserError
+
+
+def line(value, **changes):
+    fields = {"metric_value": value, "metric": "top1", "seed": 0, "shot": "5", "pretrained_model": "a",
+              "dataset": "digits", "network": "R50x1"}  # fmt: skip
+    return fields | changes
+
+
+def write(path, lines):
+    path.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    return path
+
+
+def test_mean_and_sample_deviation_are_numpys(tmp_path):
+    values = [90.25, 91.5, 87.125, 93.0]
+    results = write(tmp_path / "r.jsonl", [line(value, seed=seed) for seed, value in enumerate(values)])
+    score = report.scores(report.read([results]))["a"]["5"]
+    assert score.mean == pytest.approx(np.mean(values))
+    assert score.deviation == pytest.approx(np.std(values, ddof=1))
+    assert f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}" in report.report([results])
+
+
+def test_a_repeated_run_counts_once_with_its_newest_line(tmp_path):
+    results = write(tmp_path / "r.jsonl", [line(10.0), line(20.0, seed=1), line(30.0)])
+    score = report.scores(report.read([results]))["a"]["5"]
+    assert (score.mean, score.seeds) == (25.0, 2)
+
+
+def test_targets_sources_and_shots_stay_apart(tmp_path):
+    lines = [line(50.0, shot="full"), line(1.0, shot="100"), line(2.0, pretrained_model="random", shot="5"),
+             line(70.0, dataset="chest", metric="mean_auc")]  # fmt: skip
+    text = report.report([write(tmp_path / "r.jsonl", lines)], tmp_path / "figures" / "r.png")
+    digits, chest = text.split("\n\n")
+    assert [word for word in digits.splitlines()[0].split() if word in ("5", "100", "full")] == ["5", "100", "full"]
+    assert "random weights" in digits
+    assert "mean AUC" in chest
+    assert "70.0" in chest
+    assert (tmp_path / "figures" / "r.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_published_results_are_read_as_they_are(tmp_path, shared):
+    """Against the published files' own rows, the last of each (model, shots, seed) as their notes say."""
+    published = sorted((shared / "reference" / "results").glob("*.csv"))[0]
+    with open(published) as file:
+        rows = [row | {"metric_value": float(row["metric_value"])} for row in csv.DictReader(file)]
+    last = {(r["pretrained_model"], r["shot"], r["seed"]): r["metric_value"] for r in rows}
+    model, shots, _ = next(iter(last))
+    expected = np.mean([value for key, value in last.items() if key[:2] == (model, shots)])
+    found = report.scores(report.read([write(tmp_path / "r.jsonl", rows)]))
+    assert found[model][shots].mean == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "r.jsonl"), ("", "no results"), ("hello\n", "line 1"), ("[1]\n", "line 1"), ('{"seed": 1}\n', "metric")],
+)
+def test_what_is_not_a_results_file_is_refused(tmp_path, content, said):
+    if content is not None:
+        (tmp_path / "r.jsonl").write_text(content)
+    with pytest.raises(UserError, match=said):
+        report.report([tmp_path / "r.jsonl"])
