@@ -160,7 +160,7 @@ class StopOnSignal:
         self._checkpoints, self._every = checkpoints, every
         self._heard = False
         self._sum: tuple[torch.Tensor, Handle] | None = None
-        self._before = signal.signal(signal.SIGUSR1, self._hear)
+        signal.signal(signal.SIGUSR1, self._hear)  # and never back: the default would kill a run that is just ending
 
     def _hear(self, number: int, frame: object) -> None:
         self._heard = True
@@ -180,7 +180,6 @@ class StopOnSignal:
         self._checkpoints.save(trainer)
         # A launcher may end all ranks once one has exited: none leaves before the checkpoint is whole.
         trainer.comm.sum_(torch.zeros(1), "stopped")
-        signal.signal(signal.SIGUSR1, self._before)
         raise Stopped(
             f"stopped by SIGUSR1 at step {trainer.step} of {trainer.total_steps}, with a checkpoint; "
             "the same command goes on from there"
@@ -189,7 +188,6 @@ class StopOnSignal:
     def finish(self, trainer: Trainer) -> None:
         if self._sum is not None:
             self._sum[1].wait()
-        signal.signal(signal.SIGUSR1, self._before)
 
 
 def crossed(step: int, interval: float) -> bool:

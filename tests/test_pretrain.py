@@ -187,7 +187,6 @@ def test_bad_input_ends_in_one_message(digits, tmp_path, capsys, what):
 def test_a_signal_ends_a_run_with_a_checkpoint(digits, tmp_path, monkeypatch):
     """SIGUSR1, as a scheduler sends it ahead of a time limit: the run stops soon, and goes on as if it never had."""
     run(digits, tmp_path / "whole", "schedule.steps=30")
-    before = signal.getsignal(signal.SIGUSR1)
     step = Trainer.train_step
 
     def interrupted(self, micro_batches):
@@ -200,7 +199,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint(digits, tmp_path, monkeypatch):
         with pytest.raises(Stopped, match="step 15 of 30") as stopped:
             run(digits, tmp_path / "stopped", "schedule.steps=30")
     assert stopped.value.exit_code == 75
-    assert signal.getsignal(signal.SIGUSR1) == before
+    os.kill(os.getpid(), signal.SIGUSR1)  # late: nobody is killed by it
     assert checkpoint.find(tmp_path / "stopped").name == "step-00000015"
     run(digits, tmp_path / "stopped", "schedule.steps=30")
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
