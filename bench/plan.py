@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import yaml
 
 from bench.facts import HERE, Cluster, read_profile
-from bench.scaling_model import predict
+from bench.scaling_model import on_one_gpu, predict
 from engine.config import PretrainConfig
 from engine.configure import load, recipes
 
@@ -40,14 +40,13 @@ def plan(recipe: str, cluster: Cluster, gpus: int | None = None) -> Plan | None:
     gpus = gpus or known["gpus"][kind][network]
     name = known["profiles"][network]
     profile = read_profile(name)
-    # The rate was seen at the profile's own head and batch; a head is a small part of the work.
-    batch = config.train.global_batch // gpus // config.train.accumulate
-    seconds = predict(profile, cluster, gpus)
-    if batch != profile.batch:
-        seconds = predict(replace(profile, batch=max(1, batch)), cluster, gpus)
+    # A rate is of images, whatever the head and the batch: both change little of the work for one.
+    step = predict(
+        replace(on_one_gpu(profile, cluster), batch=max(1, config.train.global_batch // gpus)), cluster, gpus
+    )
     images = config.schedule.epochs * sum(known["images"][part] for part in parts)
-    hours = images / seconds.images_per_second / 3600
-    return Plan(recipe, gpus, seconds.images_per_second, hours, 1e-6 * hours * gpus * cluster.watts_per_gpu, name)
+    hours = images / step.images_per_second / 3600
+    return Plan(recipe, gpus, step.images_per_second, hours, 1e-6 * hours * gpus * cluster.watts_per_gpu, name)
 
 
 def plans(cluster: Cluster) -> list[Plan]:

@@ -4,7 +4,7 @@
   jobs/submit.py imagenet21k_r152x4 --nodes 64 data.train=$DATA/in21k.h5      pre-training; resumes and requeues itself
   jobs/submit.py finetune:natural --nodes 4 from=$RUNS/a,$RUNS/b shots=1,10,full seed=0,1,2 data.train=… data.test=…
   jobs/submit.py scaling --nodes 256 -- --model R152x4 --batch 16             1, 4, 8, … GPUs, measured
-  jobs/submit.py pack --nodes 1 -- folder:/data/imagenet/train $DATA/train.h5 --workers 48
+  jobs/submit.py pack --nodes 1 -- /data/imagenet/train $DATA/train.h5 --workers 48
 
 --dry-run prints the script. Clusters: jobs/clusters.yaml; JUWELS Booster where its name is found, else generic.
 """

@@ -24,7 +24,7 @@ def all_scripts(*where):
     found["finetune"] = dry_run("finetune:natural", *where, "from=a,b", "shots=1,full", "seed=0,1", "data.train=x",
                                 "data.test=y")  # fmt: skip
     found["scaling"] = dry_run("scaling", "--nodes", "2", *where, "--", "--model", "R50x1")
-    found["pack"] = dry_run("pack", *where, "--", "folder:/data/a b", "train.h5")
+    found["pack"] = dry_run("pack", *where, "--", "/data/a b", "train.h5")
     found["pretrain"] = dry_run("imagenet21k_r152x4", "--nodes", "2", *where, "data.train=x", "train.accumulate=128")
     return found
 
