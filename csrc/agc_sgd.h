@@ -24,7 +24,7 @@ struct Hyper {
   float clipping;         // negative: this group is not clipped
   float eps;              // lower bound of a parameter norm in the clipping rule
   float nesterov;         // 0 or 1
-  float standardize_eps;  // negative: this group is not standardized
+  float standardize_eps;  // negative: not standardized; else gradients are of, and copies hold, standardized rows
 };
 constexpr int kHyperColumns = 6;
 
@@ -33,7 +33,7 @@ struct Arrays {
   float* param;
   const void* grad;
   float* momentum;
-  void* copy;  // null without a low-precision copy
+  void* copy;  // null without a copy of the new parameters
 };
 
 // One step. All pointers except `arrays` are on the device that runs the step.
@@ -45,10 +45,19 @@ struct Step {
   const Hyper* hyper;
   const float* grad_scale;   // null, or what the gradients must be divided by
   const float* found_inf;    // null, or non-zero: nothing is written
-  Dtype grad;
+  Dtype grad;                // none: nothing is updated, only the copy is written
   Dtype copy;
 };
 
 void agc_sgd_cpu(const Step& step, const Arrays* arrays);
+
+// Tensors of one launch on a GPU: their addresses are its arguments, of which 32,764 bytes are allowed.
+constexpr int kMaxTensors = 960;
+
+struct ClassCounts;
+
+// One launch on `stream` (a cudaStream_t) of the current device. The units are sorted by size class. Returns null, or
+// what CUDA says went wrong.
+const char* agc_sgd_cuda(const Step& step, const Arrays* arrays, int tensors, const ClassCounts& classes, void* stream);
 
 }  // namespace boosterbit

@@ -32,15 +32,58 @@ INLINE double sum_of_squares(const T* x, int64_t n) {
   return sum;
 }
 
-template <class T>
-INLINE void cast(const float* from, void* to, int64_t n) {
-  T* out = static_cast<T*>(to);
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) out[i] = static_cast<T>(from[i]);
+// The five sums that weight standardization needs; those of the gradient only with `Grad`.
+template <class Grad>
+INLINE Sums sums_of(const float* p, const Grad* g, int64_t n) {
+  double sp = 0.0, spp = 0.0, sg = 0.0, sgg = 0.0, sgp = 0.0;
+#pragma omp simd reduction(+ : sp, spp, sg, sgg, sgp)
+  for (int64_t i = 0; i < n; ++i) {
+    const double x = p[i], y = static_cast<float>(g[i]);
+    sp += x;
+    spp += x * x;
+    sg += y;
+    sgg += y * y;
+    sgp += x * y;
+  }
+  return Sums{sp, spp, sg, sgg, sgp};
 }
 
-INLINE void* element(void* base, Dtype dtype, int64_t index) {
-  return static_cast<char*>(base) + index * (dtype == Dtype::f32 ? 4 : 2);
+INLINE Standardizer standardizer_of(const float* p, int64_t n, const Hyper& hyper) {
+  double sum = 0.0, squares = 0.0;
+#pragma omp simd reduction(+ : sum, squares)
+  for (int64_t i = 0; i < n; ++i) {
+    const double x = p[i];
+    sum += x;
+    squares += x * x;
+  }
+  return standardizer(sum, squares, n, hyper);
+}
+
+template <class T>
+INLINE void write(const float* from, T* to, int64_t n, const Hyper& hyper) {
+  if (hyper.standardize_eps < 0.0f) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<T>(from[i]);
+  } else {
+    const Standardizer s = standardizer_of(from, n, hyper);
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<T>((from[i] - s.mean) * s.inverse);
+  }
+}
+
+// The copy of a unit, standardized where its group is; nothing where there is none.
+INLINE void write_copy(const Step& step, const Arrays& tensor, const Unit& unit, const Hyper& hyper) {
+  if (!tensor.copy) return;
+  const float* p = tensor.param + unit.offset;
+  if (step.copy == Dtype::f32) write(p, static_cast<float*>(tensor.copy) + unit.offset, unit.length, hyper);
+  if (step.copy == Dtype::f16) write(p, static_cast<c10::Half*>(tensor.copy) + unit.offset, unit.length, hyper);
+  if (step.copy == Dtype::bf16) write(p, static_cast<c10::BFloat16*>(tensor.copy) + unit.offset, unit.length, hyper);
+}
+
+INLINE void copy_only(const Step& step, const Arrays* arrays, int64_t begin, int64_t end) {
+  for (int64_t u = begin; u < end; ++u) {
+    write_copy(step, arrays[step.units[u].tensor], step.units[u], step.hyper[step.units[u].group]);
+  }
 }
 
 template <class Grad>
@@ -55,15 +98,17 @@ INLINE void run(const Step& step, const Arrays* arrays, double unscale, int64_t 
     float* __restrict__ m = tensor.momentum + unit.offset;
     const Grad* __restrict__ g = static_cast<const Grad*>(tensor.grad) + unit.offset;
 
-    Factors factors{static_cast<float>(unscale), 1.0f};
-    if (hyper.clipping >= 0.0f) factors = clip_factors(sum_of_squares(p, n), sum_of_squares(g, n), unscale, hyper);
+    if (hyper.standardize_eps >= 0.0f) {
+      const Transform t = transform_of(sums_of(p, g, n), n, unscale, hyper);
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) update(p[i], m[i], static_cast<float>(g[i]), factors, hyper, lr);
-
-    void* copy = tensor.copy ? element(tensor.copy, step.copy, unit.offset) : nullptr;
-    if (step.copy == Dtype::f32) cast<float>(p, copy, n);
-    if (step.copy == Dtype::f16) cast<c10::Half>(p, copy, n);
-    if (step.copy == Dtype::bf16) cast<c10::BFloat16>(p, copy, n);
+      for (int64_t i = 0; i < n; ++i) update(p[i], m[i], static_cast<float>(g[i]), t, hyper, lr);
+    } else {
+      Factors factors{static_cast<float>(unscale), 1.0f};
+      if (hyper.clipping >= 0.0f) factors = clip_factors(sum_of_squares(p, n), sum_of_squares(g, n), unscale, hyper);
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) update(p[i], m[i], static_cast<float>(g[i]), factors, hyper, lr);
+    }
+    write_copy(step, tensor, unit, hyper);
   }
 }
 
@@ -77,6 +122,10 @@ FOR_EACH_CPU void agc_sgd_f16(const Step& step, const Arrays* arrays, double uns
 }
 FOR_EACH_CPU void agc_sgd_bf16(const Step& step, const Arrays* arrays, double unscale, int64_t begin, int64_t end) {
   run<c10::BFloat16>(step, arrays, unscale, begin, end);
+}
+
+FOR_EACH_CPU void agc_sgd_none(const Step& step, const Arrays* arrays, int64_t begin, int64_t end) {
+  copy_only(step, arrays, begin, end);
 }
 
 // First unit of each of `parts` runs of about equally many elements; `parts + 1` entries.
@@ -102,6 +151,7 @@ void agc_sgd_cpu(const Step& step, const Arrays* arrays) {
     const int64_t begin = starts[first], end = starts[last];
     switch (step.grad) {
       case Dtype::f16: agc_sgd_f16(step, arrays, unscale, begin, end); break;
+      case Dtype::none: agc_sgd_none(step, arrays, begin, end); break;
       case Dtype::bf16: agc_sgd_bf16(step, arrays, unscale, begin, end); break;
       default: agc_sgd_f32(step, arrays, unscale, begin, end);
     }

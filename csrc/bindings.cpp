@@ -1,13 +1,18 @@
 // The operators of the `boosterbit` torch library: schemas, checks, dispatch.
 #include <Python.h>
-#include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
-#include <limits>
+#ifdef BOOSTERBIT_CUDA
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#endif
+
+#include <algorithm>
 #include <optional>
 #include <vector>
 
 #include "agc_sgd.h"
+#include "agc_sgd_rows.h"
 
 namespace boosterbit {
 namespace {
@@ -27,39 +32,49 @@ Dtype dtype_of(const Tensor& tensor, const char* name) {
 // One tensor of the step, as it is handed in.
 struct Operand {
   const Tensor& param;
-  const Tensor& grad;
-  const Tensor& momentum;
+  const Tensor* grad;  // null, as momentum, where only the copy is written
+  const Tensor* momentum;
   const Tensor* copy;
 };
 
+// Whether two dense tensors of one shape lie in memory alike. The stride of a dimension of size 1 means nothing.
+bool same_layout(const Tensor& a, const Tensor& b) {
+  for (int64_t d = 0; d < a.dim(); ++d) {
+    if (a.size(d) != 1 && a.stride(d) != b.stride(d)) return false;
+  }
+  return true;
+}
+
 void check_operand(const Operand& x, int64_t index) {
   TORCH_CHECK(x.param.scalar_type() == at::kFloat, "agc_sgd_: parameter ", index, " is ", x.param.scalar_type(), "; float32 expected");
-  TORCH_CHECK(x.momentum.scalar_type() == at::kFloat, "agc_sgd_: momentum ", index, " is ", x.momentum.scalar_type(), "; float32 expected");
+  TORCH_CHECK(!x.momentum || x.momentum->scalar_type() == at::kFloat, "agc_sgd_: momentum ", index, " is ", x.momentum->scalar_type(), "; float32 expected");
   TORCH_CHECK(x.param.is_non_overlapping_and_dense(), "agc_sgd_: parameter ", index, " of shape ", x.param.sizes(), " and strides ",
               x.param.strides(), " is not dense in memory");
-  const auto same = [&](const Tensor& other, const char* name) {
+  const auto same = [&](const Tensor* tensor, const char* name) {
+    if (!tensor) return;
+    const Tensor& other = *tensor;
     TORCH_CHECK(other.device() == x.param.device(), "agc_sgd_: ", name, " ", index, " is on ", other.device(), ", its parameter on ", x.param.device());
-    TORCH_CHECK(other.sizes() == x.param.sizes() && other.strides() == x.param.strides(), "agc_sgd_: ", name, " ", index, " has shape ",
+    TORCH_CHECK(other.sizes() == x.param.sizes() && (x.param.numel() == 0 || same_layout(other, x.param)), "agc_sgd_: ", name, " ", index, " has shape ",
                 other.sizes(), " and strides ", other.strides(), ", its parameter ", x.param.sizes(), " and ", x.param.strides());
   };
   same(x.grad, "gradient");
   same(x.momentum, "momentum");
-  if (x.copy) same(*x.copy, "copy");
+  same(x.copy, "copy");
 }
 
-void check_tables(const Tensor& first, const Tensor& units, at::IntArrayRef classes, const Tensor& lr, const Tensor& hyper,
+void check_tables(const Tensor& first, const Tensor& units, at::IntArrayRef classes, const OptionalTensor& lr, const Tensor& hyper,
                   const OptionalTensor& grad_scale, const OptionalTensor& found_inf) {
   const auto here = [&](const Tensor& table, const char* name, at::ScalarType dtype) {
     TORCH_CHECK(table.device() == first.device(), "agc_sgd_: ", name, " is on ", table.device(), ", the parameters on ", first.device());
     TORCH_CHECK(table.scalar_type() == dtype && table.is_contiguous(), "agc_sgd_: ", name, " must be contiguous ", dtype, ", found ", table.scalar_type());
   };
   here(units, "units", at::kLong);
-  here(lr, "lr", at::kFloat);
+  if (lr.has_value()) here(*lr, "lr", at::kFloat);
   here(hyper, "hyper", at::kFloat);
   TORCH_CHECK(units.dim() == 2 && units.size(1) == kUnitColumns, "agc_sgd_: units has shape ", units.sizes(), "; (units, ", kUnitColumns, ") expected");
   TORCH_CHECK(hyper.dim() == 2 && hyper.size(1) == kHyperColumns && hyper.size(0) > 0, "agc_sgd_: hyper has shape ", hyper.sizes(),
               "; (groups, ", kHyperColumns, ") expected");
-  TORCH_CHECK(lr.numel() == 1 || lr.numel() == hyper.size(0), "agc_sgd_: lr has ", lr.numel(), " values; 1 or ", hyper.size(0), " (one per group) expected");
+  TORCH_CHECK(!lr.has_value() || lr->numel() == 1 || lr->numel() == hyper.size(0), "agc_sgd_: lr has ", lr->numel(), " values; 1 or ", hyper.size(0), " (one per group) expected");
   int64_t total = 0;
   for (const int64_t count : classes) total += count;
   TORCH_CHECK(classes.empty() || total == units.size(0), "agc_sgd_: classes count ", total, " units, the table has ", units.size(0));
@@ -97,14 +112,15 @@ struct Call {
   std::vector<Arrays> arrays;
 };
 
-Call prepare(const std::vector<Operand>& operands, const Tensor& units, at::IntArrayRef classes, const Tensor& lr, const Tensor& hyper,
+Call prepare(const std::vector<Operand>& operands, const Tensor& units, at::IntArrayRef classes, const OptionalTensor& lr, const Tensor& hyper,
              const OptionalTensor& grad_scale, const OptionalTensor& found_inf) {
   const Operand& first = operands.front();
   for (size_t i = 0; i < operands.size(); ++i) {
     const Operand& x = operands[i];
     check_operand(x, static_cast<int64_t>(i));
     TORCH_CHECK(x.param.device() == first.param.device(), "agc_sgd_: parameters lie on ", first.param.device(), " and ", x.param.device());
-    TORCH_CHECK(x.grad.scalar_type() == first.grad.scalar_type(), "agc_sgd_: gradients are ", first.grad.scalar_type(), " and ", x.grad.scalar_type());
+    TORCH_CHECK(!x.grad || x.grad->scalar_type() == first.grad->scalar_type(), "agc_sgd_: gradients are ", first.grad->scalar_type(), " and ",
+                x.grad->scalar_type());
     TORCH_CHECK(!x.copy || x.copy->scalar_type() == first.copy->scalar_type(), "agc_sgd_: the copies differ in dtype");
   }
   check_tables(first.param, units, classes, lr, hyper, grad_scale, found_inf);
@@ -113,19 +129,22 @@ Call prepare(const std::vector<Operand>& operands, const Tensor& units, at::IntA
   call.step = Step{
       reinterpret_cast<const Unit*>(units.const_data_ptr<int64_t>()),
       units.size(0),
-      lr.const_data_ptr<float>(),
-      lr.numel() == 1 ? 0 : 1,
+      pointer<float>(lr),
+      lr.has_value() && lr->numel() > 1 ? 1 : 0,
       reinterpret_cast<const Hyper*>(hyper.const_data_ptr<float>()),
       pointer<float>(grad_scale),
       pointer<float>(found_inf),
-      dtype_of(first.grad, "gradient"),
+      first.grad ? dtype_of(*first.grad, "gradient") : Dtype::none,
       first.copy ? dtype_of(*first.copy, "copy") : Dtype::none,
   };
   for (const Operand& x : operands) {
-    call.arrays.push_back({x.param.mutable_data_ptr<float>(), x.grad.const_data_ptr(), x.momentum.mutable_data_ptr<float>(),
+    const bool updates = x.grad != nullptr;
+    // A call that only writes copies does not touch the parameters.
+    float* param = updates ? x.param.mutable_data_ptr<float>() : const_cast<float*>(x.param.const_data_ptr<float>());
+    call.arrays.push_back({param, updates ? x.grad->const_data_ptr() : nullptr, updates ? x.momentum->mutable_data_ptr<float>() : nullptr,
                            x.copy ? x.copy->mutable_data_ptr() : nullptr});
-    bump(x.param);
-    bump(x.momentum);
+    if (updates) bump(x.param);
+    if (updates) bump(*x.momentum);
     if (x.copy) bump(*x.copy);
   }
   return call;
@@ -135,11 +154,11 @@ std::vector<Operand> operands_of(at::TensorList params, at::TensorList grads, at
   TORCH_CHECK(grads.size() == params.size() && momenta.size() == params.size() && (copies.empty() || copies.size() == params.size()),
               "agc_sgd_list_: ", params.size(), " parameters, ", grads.size(), " gradients, ", momenta.size(), " momenta, ", copies.size(), " copies");
   std::vector<Operand> operands;
-  for (size_t i = 0; i < params.size(); ++i) operands.push_back({params[i], grads[i], momenta[i], copies.empty() ? nullptr : &copies[i]});
+  for (size_t i = 0; i < params.size(); ++i) operands.push_back({params[i], &grads[i], &momenta[i], copies.empty() ? nullptr : &copies[i]});
   return operands;
 }
 
-void run_cpu(const std::vector<Operand>& operands, const Tensor& units, at::IntArrayRef classes, const Tensor& lr, const Tensor& hyper,
+void run_cpu(const std::vector<Operand>& operands, const Tensor& units, at::IntArrayRef classes, const OptionalTensor& lr, const Tensor& hyper,
              const OptionalTensor& grad_scale, const OptionalTensor& found_inf) {
   if (operands.empty()) return;
   const Call call = prepare(operands, units, classes, lr, hyper, grad_scale, found_inf);
@@ -147,13 +166,29 @@ void run_cpu(const std::vector<Operand>& operands, const Tensor& units, at::IntA
   agc_sgd_cpu(call.step, call.arrays.data());
 }
 
-using Run = void (*)(const std::vector<Operand>&, const Tensor&, at::IntArrayRef, const Tensor&, const Tensor&, const OptionalTensor&,
+#ifdef BOOSTERBIT_CUDA
+void run_cuda(const std::vector<Operand>& operands, const Tensor& units, at::IntArrayRef classes, const OptionalTensor& lr, const Tensor& hyper,
+              const OptionalTensor& grad_scale, const OptionalTensor& found_inf) {
+  if (operands.empty()) return;
+  const c10::cuda::CUDAGuard guard(operands.front().param.device());
+  const Call call = prepare(operands, units, classes, lr, hyper, grad_scale, found_inf);
+  TORCH_CHECK(classes.size() == kClasses, "agc_sgd_: the GPU needs units sorted by size class (sort_units_) and ", kClasses, " counts, found ",
+              classes.size());
+  TORCH_CHECK(operands.size() <= kMaxTensors, "agc_sgd_list_: ", operands.size(), " tensors in a call, at most ", kMaxTensors, " expected");
+  ClassCounts counts;
+  std::copy(classes.begin(), classes.end(), counts.count);
+  const char* error = agc_sgd_cuda(call.step, call.arrays.data(), static_cast<int>(operands.size()), counts, c10::cuda::getCurrentCUDAStream());
+  TORCH_CHECK(error == nullptr, "agc_sgd_: the kernel was not launched: ", error);
+}
+#endif
+
+using Run = void (*)(const std::vector<Operand>&, const Tensor&, at::IntArrayRef, const OptionalTensor&, const Tensor&, const OptionalTensor&,
                      const OptionalTensor&);
 
 template <Run run>
 void agc_sgd(const Tensor& param, const Tensor& grad, const Tensor& momentum, const Tensor& units, at::IntArrayRef classes, const Tensor& lr,
              const Tensor& hyper, const OptionalTensor& grad_scale, const OptionalTensor& found_inf, const OptionalTensor& copy) {
-  run({{param, grad, momentum, copy.has_value() ? &*copy : nullptr}}, units, classes, lr, hyper, grad_scale, found_inf);
+  run({{param, &grad, &momentum, copy.has_value() ? &*copy : nullptr}}, units, classes, lr, hyper, grad_scale, found_inf);
 }
 
 template <Run run>
@@ -162,9 +197,33 @@ void agc_sgd_list(at::TensorList params, at::TensorList grads, at::TensorList mo
   run(operands_of(params, grads, momenta, copies), units, classes, lr, hyper, grad_scale, found_inf);
 }
 
+template <Run run>
+void write_copy(const Tensor& param, const Tensor& copy, const Tensor& units, at::IntArrayRef classes, const Tensor& hyper) {
+  run({{param, nullptr, nullptr, &copy}}, units, classes, std::nullopt, hyper, std::nullopt, std::nullopt);
+}
+
 // Nothing to compute and nothing to return: tracing sees the mutation in the schema.
-void run_meta(const std::vector<Operand>&, const Tensor&, at::IntArrayRef, const Tensor&, const Tensor&, const OptionalTensor&,
+void run_meta(const std::vector<Operand>&, const Tensor&, at::IntArrayRef, const OptionalTensor&, const Tensor&, const OptionalTensor&,
               const OptionalTensor&) {}
+
+std::vector<int64_t> sort_units(const Tensor& units) {
+  TORCH_CHECK(units.scalar_type() == at::kLong && units.is_contiguous() && units.dim() == 2 && units.size(1) == kUnitColumns,
+              "sort_units_: contiguous int64 of shape (units, ", kUnitColumns, ") expected, found ", units.scalar_type(), " of shape ", units.sizes());
+  std::vector<int64_t> counts(kClasses, 0);
+  auto* first = reinterpret_cast<Unit*>(units.mutable_data_ptr<int64_t>());
+  auto* last = first + units.size(0);
+  for (const Unit* unit = first; unit != last; ++unit) ++counts[size_class(unit->length)];
+  std::stable_sort(first, last, [](const Unit& a, const Unit& b) { return size_class(a.length) < size_class(b.length); });
+  bump(units);
+  return counts;
+}
+
+template <Run run>
+void implement(torch::Library& m) {
+  m.impl("agc_sgd_", &agc_sgd<run>);
+  m.impl("agc_sgd_list_", &agc_sgd_list<run>);
+  m.impl("write_copy_", &write_copy<run>);
+}
 
 }  // namespace
 
@@ -177,17 +236,20 @@ TORCH_LIBRARY(boosterbit, m) {
       "agc_sgd_list_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momenta, Tensor units, int[] classes, Tensor lr, Tensor hyper, *, "
       "Tensor? grad_scale=None, Tensor? found_inf=None, Tensor(c!)[] copies) -> ()",
       {at::Tag::pt2_compliant_tag});
+  m.def("write_copy_(Tensor param, Tensor(a!) copy, Tensor units, int[] classes, Tensor hyper) -> ()", {at::Tag::pt2_compliant_tag});
+  m.def("sort_units_(Tensor(a!) units) -> int[]");
 }
 
 TORCH_LIBRARY_IMPL(boosterbit, CPU, m) {
-  m.impl("agc_sgd_", &agc_sgd<run_cpu>);
-  m.impl("agc_sgd_list_", &agc_sgd_list<run_cpu>);
+  implement<run_cpu>(m);
+  m.impl("sort_units_", &sort_units);
 }
 
-TORCH_LIBRARY_IMPL(boosterbit, Meta, m) {
-  m.impl("agc_sgd_", &agc_sgd<run_meta>);
-  m.impl("agc_sgd_list_", &agc_sgd_list<run_meta>);
-}
+#ifdef BOOSTERBIT_CUDA
+TORCH_LIBRARY_IMPL(boosterbit, CUDA, m) { implement<run_cuda>(m); }
+#endif
+
+TORCH_LIBRARY_IMPL(boosterbit, Meta, m) { implement<run_meta>(m); }
 
 }  // namespace boosterbit
 

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine import fused, ops
+from engine.clipping import adaptive_clip, wide
+from engine.fused import ForwardWeights
 from loaders.errors import UserError
-
-TINY_NORM = 1e-6
-"""Gradient norms below this count as this in the quotient, as in the published AGC code."""
 
 
 class AgcSgd(torch.optim.Optimizer):
@@ -29,11 +29,19 @@ class AgcSgd(torch.optim.Optimizer):
     be of different floating dtypes; the arithmetic is in fp32 at least, and momentum has the parameter's
     dtype.
 
-    With `torch.amp.GradScaler` use `scaler.step(optimizer)`: the scaler unscales, and skips the step on
-    overflow.
+    `implementation`: `fused`, the operator of csrc/, one call for the whole model; `foreach`, PyTorch's list
+    operations; `auto`, fused where it is built and takes these parameters: float32, on one device, each row
+    in one piece of memory. What was chosen is in the attribute of that name. All write and read the same
+    state dict.
 
-    `implementation`: `foreach`, PyTorch's list operations; `auto`, the fastest there is for these parameters.
-    What was chosen is in the attribute of that name. ValueError: hyper-parameters out of range.
+    With `torch.amp.GradScaler` use `scaler.step(optimizer)`. The fused step unscales, and skips itself on
+    overflow, on the device; with foreach the scaler does that, and waits for the device.
+
+    A fused step does not wait for a GPU and can be captured in a CUDA graph once a step was done outside: the
+    graph has the learning rate of its capture unless `lr` is a tensor on the GPU. `forward_weights`, fused
+    only, are copies of the parameters that each step writes in the same pass.
+
+    ValueError: hyper-parameters out of range. UserError: `fused` where it cannot be.
     """
 
     def __init__(
@@ -46,10 +54,18 @@ class AgcSgd(torch.optim.Optimizer):
         clipping: float | None = 0.01,
         eps: float = 1e-3,
         implementation: str = "auto",
+        forward_weights: ForwardWeights | None = None,
     ):
-        if implementation not in ("auto", "foreach"):
-            raise ValueError(f"implementation is {implementation!r}; expected 'foreach', or 'auto' to choose")
-        self.implementation = "foreach"
+        if implementation not in ("auto", "fused", "foreach"):
+            raise ValueError(f"implementation is {implementation!r}; expected 'fused', 'foreach', or 'auto' to choose")
+        if forward_weights is not None and implementation == "auto":
+            implementation = "fused"
+        if forward_weights is not None and implementation == "foreach":
+            raise UserError("forward weights are written by the fused implementation only; choose fused or auto")
+        self._wanted = implementation
+        self._forward_weights = forward_weights
+        self._tables: fused.Tables | None = None
+        self._plan: fused.Plan | None = None
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -60,15 +76,39 @@ class AgcSgd(torch.optim.Optimizer):
         }
         super().__init__(params, defaults)
 
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {"_wanted": self._wanted, "_forward_weights": self._forward_weights}
+        return super().__getstate__() | kept
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._tables = self._plan = None
+        self._choose()
+
+    def _choose(self) -> None:
+        """Settles on an implementation for the parameters there are."""
+        params = [p for group in self.param_groups for p in group["params"]]
+        problem = fused.problem_with(params)
+        if self._wanted == "fused":
+            if problem is not None:
+                raise UserError(f"the fused optimizer does not take this model: {problem}; choose foreach or auto")
+            ops.require(params[0].device)
+        chosen = self._wanted != "foreach" and problem is None and ops.supports(params[0].device)
+        self.implementation = "fused" if chosen else "foreach"
+        # What torch.amp.GradScaler asks for: the scale and the overflow flag are then left on the device.
+        self._step_supports_amp_scaling = chosen
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters; ValueError where the group's hyper-parameters (or the defaults) are out of
         range."""
         super().add_param_group(param_group)
         try:
             _check(self.param_groups[-1])
+            self._choose()
         except ValueError:
             self.param_groups.pop()
             raise
+        self._plan = None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues from the state of an `AgcSgd` or a `torch.optim.SGD`, whichever implementation wrote it.
@@ -93,9 +133,23 @@ class AgcSgd(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            self._step_foreach(group)
+        if self.implementation == "fused":
+            self._step_fused()
+        else:
+            for group in self.param_groups:
+                self._step_foreach(group)
         return loss
+
+    def _step_fused(self) -> None:
+        if self._plan is None or not self._plan.fits(self.param_groups, self.state):
+            self._plan = fused.Plan(self.param_groups, self.state, self._forward_weights)
+        if not self._plan.members:
+            return
+        device = self._plan.members[0].param.device
+        if self._tables is None or self._tables.device != device:
+            self._tables = fused.Tables(device)
+        lr, hyper = self._tables.current(self.param_groups, self._forward_weights)
+        self._plan.run(lr, hyper, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
 
     def _step_foreach(self, group: dict[str, Any]) -> None:
         params = [p for p in group["params"] if p.grad is not None]
@@ -104,7 +158,7 @@ class AgcSgd(torch.optim.Optimizer):
         if any(p.grad.is_sparse for p in params):
             raise RuntimeError("AgcSgd does not support sparse gradients; use dense ones")
         # New tensors, so that what follows may be in place and the gradients stay as they are.
-        grads = [p.grad.to(_wide(p.dtype), copy=group["clipping"] is None) for p in params]
+        grads = [p.grad.to(wide(p.dtype), copy=group["clipping"] is None) for p in params]
         if group["clipping"] is not None:
             grads = adaptive_clip(params, grads, group["clipping"], group["eps"])
         if group["weight_decay"] != 0:
@@ -137,36 +191,6 @@ class AgcSgd(torch.optim.Optimizer):
             torch._foreach_add_(grads, buffers, alpha=momentum)
             return grads
         return buffers
-
-
-def adaptive_clip(params: Sequence[Tensor], grads: Sequence[Tensor], clipping: float, eps: float) -> list[Tensor]:
-    """The gradients, each unit scaled down to a norm of `clipping * max(norm of its parameters, eps)` at
-    most.
-
-    A unit is an output row (`p[i]`) of a parameter with 2 or more dimensions, and the whole of one with
-    fewer. The quotient is `max_norm / max(grad_norm, 1e-6)`, used only where `grad_norm > max_norm`. Norms
-    are in fp32 at least: a gradient row with a norm over 1.8e19 counts as infinite and becomes zero. Returns
-    new tensors, in the gradients' dtypes. arXiv 2102.06171, equation 3, with the details of its published
-    code.
-    """
-    if not grads:
-        return []
-    param_norms = [_unit_norm(p) for p in params]
-    grad_norms = [_unit_norm(g) for g in grads]
-    limits = torch._foreach_mul(torch._foreach_maximum(param_norms, eps), clipping)
-    quotients = torch._foreach_div(limits, torch._foreach_maximum(grad_norms, TINY_NORM))
-    # `where` and not a minimum with 1: below TINY_NORM the quotient is not the test.
-    scales = [
-        torch.where(norm > limit, quotient, 1.0)
-        for norm, limit, quotient in zip(grad_norms, limits, quotients, strict=True)
-    ]
-    return [(g * scale).to(g.dtype) for g, scale in zip(grads, scales, strict=True)]
-
-
-def adaptive_clip_(params: Sequence[Tensor], grads: Sequence[Tensor], clipping: float, eps: float) -> None:
-    """`adaptive_clip` in place."""
-    for g, clipped in zip(grads, adaptive_clip(params, grads, clipping, eps), strict=True):
-        g.copy_(clipped)
 
 
 def named_groups(
@@ -203,16 +227,6 @@ def named_groups(
 def _is_norm_or_bias(name: str) -> bool:
     module, _, leaf = name.rpartition(".")
     return leaf == "bias" or module.rpartition(".")[2].startswith("gn")
-
-
-def _unit_norm(x: Tensor) -> Tensor:
-    """(o, ...) → (o, 1, ...), and 0-D or 1-D → 0-D: the units' 2-norms."""
-    dims = tuple(range(1, x.ndim)) if x.ndim > 1 else None
-    return torch.linalg.vector_norm(x, dim=dims, keepdim=x.ndim > 1, dtype=_wide(x.dtype))
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _check(group: dict[str, Any]) -> None:

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from engine import bit
-from engine.optim import AgcSgd, adaptive_clip, adaptive_clip_, named_groups
+from engine.clipping import adaptive_clip, adaptive_clip_
+from engine.optim import AgcSgd, named_groups
 from loaders.errors import UserError
 
 SHAPES = [(), (1,), (7,), (0,), (5, 3), (1, 20), (20, 1), (0, 4), (3, 0), (4, 3, 3, 3), (6, 5, 1, 1), (2, 3, 4)]
