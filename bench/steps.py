@@ -13,7 +13,7 @@ from engine.launch import detect_launch
 _OF_A_TASK = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL", "HOROVOD_CROSS",
               "HOROVOD_GLOO", "HOROVOD_CONTROLLER", "HOROVOD_CPU", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP",
               "SLURM_NTASKS", "SLURM_NPROCS", "SLURM_TASKS_PER_NODE", "SLURM_PMIX", "SLURM_DISTRIBUTION",
-              "SLURM_NNODES", "SLURM_MPI_TYPE", "SLURM_CPU_BIND", "SLURM_GTIDS")  # fmt: skip
+              "SLURM_NNODES", "SLURM_CPU_BIND", "SLURM_GTIDS")  # fmt: skip
 _SETTINGS = ("OMPI_MCA_", "OMPI_ALLOW", "PMIX_MCA_", "PRTE_MCA_")  # a user's, not a launcher's
 _OF_A_LAUNCHER = ("OMPI_MCA_ess", "OMPI_MCA_orte", "PMIX_MCA_mca_base_component_show_load_errors")
 
@@ -34,7 +34,9 @@ def _by_node(env: Mapping[str, str]) -> int:
 
 
 def environment(env: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """`env` without what a launcher said to this very task."""
+    """`env` without what a launcher said to this very task; in a batch script, `env` as it is."""
+    if detect_launch(env).alone:
+        return dict(env)
     return {
         key: value
         for key, value in env.items()
