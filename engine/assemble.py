@@ -24,6 +24,7 @@ from engine.precision import Precision
 from engine.standardized import StandardizedWeights
 from loaders import transform
 from loaders.errors import UserError
+from loaders.order import Blocks
 from loaders.shard import Pack
 from loaders.transform import Affine, Transform
 
@@ -130,7 +131,16 @@ def pretraining(config: PretrainConfig, comm: Communicator) -> Parts:
     if test is not None:
         feed.check_same_classes(train, test)
     step = config.train
-    plan = feed.order(np.arange(len(train)), step.global_batch, step.accumulate, step.seed, comm)
+    plan = feed.order(
+        np.arange(len(train)),
+        step.global_batch,
+        step.accumulate,
+        step.seed,
+        comm,
+        last=config.data.last,
+        blocks=Blocks(config.data.block, config.data.window) if config.data.shuffle == "blocks" else None,
+        starts=train.starts,
+    )
     return build(
         run=config.name,
         network=config.model.name,

@@ -22,6 +22,13 @@ def _positive(key: str, value: float) -> None:
         raise UserError(f"{key}={value}: must be greater than 0")
 
 
+def _check_reading(config: DataConfig | TargetConfig) -> None:
+    if not 0 <= config.check <= 1:
+        raise UserError(f"data.check={config.check}: must be a share, 0 to 1")
+    if config.bad_budget < 0:
+        raise UserError(f"data.bad_budget={config.bad_budget}: must be 0 or more")
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Packs and how images become tensors."""
@@ -40,12 +47,21 @@ class DataConfig:
     backend: str = "auto"  # auto: DALI where it is installed, else host; dali; host
     threads: int = 2  # decoding threads of each rank
     prefetch: int = 2  # batches decoded ahead
+    shuffle: str = "full"  # full: any order; blocks: runs of neighbours, for file systems that hate random reads
+    block: int = 256  # shuffle=blocks: neighbours per block
+    window: int = 64  # shuffle=blocks: blocks that are mixed at a time; window * block >> global batch
+    last: str = "wrap"  # an epoch's last batch; wrap: the next epoch's images follow; drop; fill: up with its first
+    check: float = 0.0  # share of the images whose checksum is compared before decoding, 0 to 1
+    bad_budget: int = 10  # unusable images that each rank may replace before it stops
 
     def __post_init__(self) -> None:
+        _one_of("data.shuffle", self.shuffle, ("full", "blocks"))
+        _one_of("data.last", self.last, ("wrap", "drop", "fill"))
         _one_of("data.augment", self.augment, ("natural", "crop", "xray", "none"))
         _one_of("data.backend", self.backend, ("auto", "dali", "host"))
-        for key in ("size", "threads", "prefetch"):
+        for key in ("size", "threads", "prefetch", "block", "window"):
             _positive(f"data.{key}", getattr(self, key))
+        _check_reading(self)
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise UserError(f"data.scale={self.scale}: must be two shares of the area, 0 < smallest <= largest <= 1")
         if self.resize is not None and self.resize < self.size:
@@ -186,8 +202,11 @@ class TargetConfig:
     backend: str = "auto"  # as for pre-training
     threads: int = 2  # decoding threads of each rank
     prefetch: int = 2  # batches decoded ahead
+    check: float = 0.0  # share of the images whose checksum is compared before decoding, 0 to 1
+    bad_budget: int = 10  # unusable images that each rank may replace before it stops
 
     def __post_init__(self) -> None:
+        _check_reading(self)
         _one_of("data.augment", self.augment, ("crop", "xray"))
         _one_of("data.backend", self.backend, ("auto", "dali", "host"))
 

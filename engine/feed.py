@@ -13,7 +13,7 @@ from engine.config import DataConfig, TargetConfig
 from loaders import batches
 from loaders.batches import Batch
 from loaders.errors import UserError
-from loaders.order import EvalPlan, TrainPlan
+from loaders.order import Blocks, EvalPlan, TrainPlan
 from loaders.shard import Pack
 from loaders.transform import Transform
 
@@ -50,13 +50,33 @@ class Feed:
             "device": str(self.device),
             "threads": self.config.threads,
             "prefetch": self.config.prefetch,
+            "check": self.config.check,
+            "bad_budget": self.config.bad_budget,
         }
 
 
-def order(pool: np.ndarray, global_batch: int, accumulate: int, seed: int, comm: Communicator) -> TrainPlan:
+def order(
+    pool: np.ndarray,
+    global_batch: int,
+    accumulate: int,
+    seed: int,
+    comm: Communicator,
+    *,
+    last: str = "wrap",
+    blocks: Blocks | None = None,
+    starts: tuple[int, ...] = (),
+) -> TrainPlan:
     """The sample order over `pool` (ids into the training pack) as this rank sees it."""
     return TrainPlan(
-        pool=pool, global_batch=global_batch, seed=seed, rank=comm.rank, world=comm.size, accumulate=accumulate
+        pool=pool,
+        global_batch=global_batch,
+        seed=seed,
+        rank=comm.rank,
+        world=comm.size,
+        accumulate=accumulate,
+        last=last,
+        blocks=blocks,
+        starts=starts,
     )
 
 

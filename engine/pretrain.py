@@ -29,7 +29,7 @@ def pretrain(config: PretrainConfig, comm: Communicator, dry_run: bool = False) 
     folder = Path(config.folder)
     with comm.together():
         parts = assemble.pretraining(config, comm)
-        times = timetable(config.schedule, config.optim, len(parts.feed.train), config.train.global_batch)
+        times = timetable(config.schedule, config.optim, parts.feed.plan.epoch_samples, config.train.global_batch)
         newest = None if dry_run else _resume(config, folder, parts.about)
     step = 0 if newest is None else newest.state["step"]
     progress = hooks.Progress(step, times.total_steps, config.train.global_batch, comm.leads and not dry_run)
@@ -85,8 +85,8 @@ def _hooks(
         found.append(hooks.Evaluate(lambda: parts.evaluate(comm), every, progress, log, config.name))
     checkpoints = Path(config.folder) / "checkpoints"
     every = config.train.checkpoint_every
-    found.append(hooks.SaveCheckpoints(checkpoints, parts.about, config.train.keep, times.steps_per_epoch, every))
-    return found
+    saving = hooks.SaveCheckpoints(checkpoints, parts.about, config.train.keep, times.steps_per_epoch, every)
+    return [*found, saving, hooks.StopOnSignal(saving)]
 
 
 def _resume(config: PretrainConfig, folder: Path, about: dict) -> checkpoint.Checkpoint | None:

@@ -4,17 +4,21 @@ Both pipelines deliver the same samples in the same order with the same windows,
 """
 
 import importlib.util
+import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from loaders.bad import UNSOUND, BadRecords
 from loaders.errors import UserError
 from loaders.order import DRAWS, EvalPlan, TrainPlan
+from loaders.request import Request, request
 from loaders.shard import Pack
-from loaders.transform import Transform, flips, matrices, randaugment_choices, regions, windows
+from loaders.transform import Transform
 
 BACKENDS = ("auto", "dali", "host")
 
@@ -28,33 +32,28 @@ class Batch(NamedTuple):
     valid: torch.Tensor  # (b,) bool, False for the padding of the last evaluation batch
 
 
-class Request(NamedTuple):
-    """What a pipeline needs to make one batch; arrays of b rows."""
+@dataclass(frozen=True)
+class Reading:
+    """How batches are made; what is in them does not depend on it."""
 
-    ids: np.ndarray  # (b,) int64
-    valid: np.ndarray  # (b,) bool
-    regions: np.ndarray  # (b, 4) int32 top, left, height, width of the pixels to decode
-    rois: np.ndarray  # (b, 4) float32 top, left, bottom, right of the window within the region
-    flips: np.ndarray  # (b,) int32, 1 to mirror
-    matrices: np.ndarray  # (b, 2, 3) float32 of the affine step
-    choices: np.ndarray  # (b, N, 2) int32 of RandAugment
+    backend: str = "auto"
+    """auto: DALI where it is installed; dali; host."""
+    device: str | torch.device = "cpu"
+    """Where the tensors come out; with cuda, DALI decodes there."""
+    threads: int = 1
+    """Decoding threads."""
+    prefetch: int = 2
+    """Batches made ahead."""
+    check: float = 0.0
+    """Share of the records whose bytes are compared with their checksum before decoding, 0 to 1."""
+    bad_budget: int = 10
+    """Different records that may turn out unusable before the run stops."""
 
-
-def request(pack: Pack, transform: Transform, ids: np.ndarray, draws: np.ndarray, valid=None) -> Request:
-    """Everything about a batch that can be computed before its images are read."""
-    sizes = pack.sizes[ids]
-    window = windows(transform, sizes, draws)
-    region = regions(transform, window, sizes)
-    start = window[:, :2] - region[:, :2]
-    return Request(
-        ids=ids,
-        valid=np.ones(len(ids), dtype=bool) if valid is None else valid,
-        regions=region,
-        rois=np.concatenate([start, start + window[:, 2:]], axis=1).astype(np.float32),
-        flips=flips(transform, draws).astype(np.int32),
-        matrices=matrices(transform, draws),
-        choices=randaugment_choices(transform, draws),
-    )
+    def __post_init__(self):
+        if self.threads < 1 or self.prefetch < 1:
+            raise UserError(f"{self.threads} threads and {self.prefetch} batches of prefetch: both must be 1 or more")
+        if not 0 <= self.check <= 1 or self.bad_budget < 0:
+            raise UserError(f"check {self.check} must be a share, 0 to 1; the budget {self.bad_budget} 0 or more")
 
 
 def choose_backend(backend: str) -> str:
@@ -74,75 +73,143 @@ def _has_nvidia() -> bool:
     return importlib.util.find_spec("nvidia") is not None
 
 
-class _Batches:
-    """Iterates over a pipeline; `backend` says which one runs, `close` frees its threads and buffers."""
+class _Wanted(NamedTuple):
+    """What the plan asks for, before unusable records are replaced."""
+
+    ids: np.ndarray
+    draws: np.ndarray
+    valid: np.ndarray
+
+
+class Batches:
+    """Iterates over a pipeline. `backend` says which one runs; `close` frees its threads and buffers.
+
+    A record that cannot be decoded, or whose checksum is found wrong, is replaced by the next good one of the pool,
+    reported, and counted; in evaluation the replacement does not count as valid. Beyond `bad_budget` different
+    records a UserError ends the run.
+    """
 
     def __init__(
         self,
         pack: Pack,
         transform: Transform,
-        requests: Iterable[Request],
+        wanted: Iterator[_Wanted],
         batch: int,
         group: int,
         *,
-        backend: str,
-        device: str | torch.device,
-        threads: int,
-        prefetch: int,
+        pool: np.ndarray,
+        evaluates: bool,
+        position: int,
+        how: Reading,
     ):
-        if threads < 1 or prefetch < 1:
-            raise UserError(f"{threads} threads and {prefetch} batches of prefetch: both must be 1 or more")
-        self.backend = choose_backend(backend)
+        self.backend = choose_backend(how.backend)
+        self.position: int = position
+        """Step, or batch of an evaluation, that comes next. The order is a function of the step alone, so this number
+        is the whole state: `first_step=position` goes on with the same samples, augmented alike."""
+        self._bad = BadRecords(pack, pool, how.bad_budget)
+        self._pack, self._transform, self._batch, self._group = pack, transform, batch, group
+        self._evaluates, self._how, self._wanted = evaluates, how, wanted
+        self._device = torch.device(how.device)
+        self._pending: deque[tuple[_Wanted, Request]] = deque()
+        self._pipeline = self._start()
+
+    @property
+    def bad(self) -> dict[int, str]:
+        """Number and fault of each record that was replaced so far."""
+        return self._bad.found
+
+    def _start(self):
+        """A pipeline that goes on with what is pending."""
+        again = [wanted for wanted, _ in self._pending]
+        self._pending.clear()
+        self._wanted = itertools.chain(again, self._wanted)
+        return self._make(self._requests(), self._batch, self._how.prefetch)
+
+    def _make(self, requests: Iterator[Request], batch: int, prefetch: int):
         if self.backend == "dali":
             from loaders.dali import DaliPipeline as Pipeline  # DALI takes a second to import: only when used
         else:
             from loaders.host import HostPipeline as Pipeline
-        self._pack, self._group, self._device = pack, group, torch.device(device)
-        self._pending: deque[Request] = deque()
-        self._pipeline = Pipeline(
-            pack,
-            transform,
-            self._noted(requests),
+        return Pipeline(
+            self._pack,
+            self._transform,
+            requests,
             batch,
             device=self._device,
-            threads=threads,
+            threads=self._how.threads,
             prefetch=prefetch,
         )
 
-    def _noted(self, requests: Iterable[Request]) -> Iterator[Request]:
-        """Pass the requests on, remembering what is in flight."""
-        for one in requests:
-            self._pending.append(one)
+    def _requests(self) -> Iterator[Request]:
+        """Pass the requests on without bad records, remembering what is in flight."""
+        for wanted in self._wanted:
+            self._bad.check(wanted.ids, self._how.check)
+            one = self._request(wanted)
+            self._pending.append((wanted, one))
             yield one
+
+    def _request(self, wanted: _Wanted) -> Request:
+        ids, good = self._bad.replaced(wanted.ids)
+        valid = wanted.valid & good if self._evaluates else wanted.valid
+        return request(self._pack, self._transform, ids, wanted.draws, valid)
 
     def _next(self) -> Batch:
         if self._pipeline is None:
             raise StopIteration
-        try:
-            images = self._pipeline.next_images()
-        except StopIteration:
-            self.close()
-            raise
-        except RuntimeError as error:
-            raise RuntimeError(self._explain(error)) from error
-        done = self._pending.popleft()
+        while True:
+            try:
+                images = self._pipeline.next_images()
+                break
+            except StopIteration:
+                self.close()
+                raise
+            except RuntimeError as error:
+                self._pipeline.close()
+                self._find_bad(error)
+                self._pipeline = self._start()
+        _, done = self._pending.popleft()
         labels = torch.from_numpy(np.ascontiguousarray(self._pack.labels[done.ids]))
         extra = (labels, torch.from_numpy(done.ids), torch.from_numpy(done.valid))
         if self._device.type == "cuda":
             extra = [t.pin_memory().to(self._device, non_blocking=True) for t in extra]
         return Batch(images, *extra)
 
-    def _explain(self, error: RuntimeError) -> str:
-        ids = self._pending[0].ids if self._pending else np.array([], dtype=np.int64)
-        damaged = self._pack.damaged(ids)
-        where = f"records {ids.tolist()}" if not damaged else "damaged " + ", ".join(damaged)
-        return f"{self._pack.path}: a batch could not be made of {where}: {error}"
+    def _find_bad(self, error: RuntimeError) -> None:
+        """Report the records for which no batch could be made; RuntimeError if none is to blame."""
+        if not self._pending:
+            raise error
+        _, failed = self._pending[0]
+        unsound = self._pack.unsound(failed.ids)
+        reasons = dict.fromkeys(unsound, UNSOUND) or self._one_by_one(failed)
+        if not reasons:
+            where = f"records {failed.ids.tolist()}"
+            raise RuntimeError(f"{self._pack.path}: a batch could not be made of {where}: {error}") from error
+        for record, reason in reasons.items():
+            self._bad.report(record, reason)
+
+    def _one_by_one(self, failed: Request) -> dict[int, str]:
+        """Each record of a batch by itself: DALI does not say which one failed, and loses the whole batch."""
+        reasons, at = {}, 0
+        singles = [Request(*(field[i : i + 1] for field in failed)) for i in range(len(failed.ids))]
+        while at < len(singles):
+            pipeline = self._make(iter(singles[at:]), 1, 1)
+            try:
+                for single in singles[at:]:  # noqa: B007  names the one that fails
+                    at += 1
+                    pipeline.next_images()
+            except RuntimeError as error:
+                reasons[int(single.ids[0])] = f"it does not decode: {_short(error)}"
+            finally:
+                pipeline.close()
+        return reasons
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        return [self._next() for _ in range(self._group)] if self._group else self._next()
+        found = [self._next() for _ in range(self._group)] if self._group else self._next()
+        self.position += 1
+        return found
 
     def close(self) -> None:
         """Stop; safe to call twice."""
@@ -157,56 +224,63 @@ class _Batches:
         self.close()
 
 
+def _short(error: RuntimeError) -> str:
+    """What a decoder says, without its stack."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = next(
+        (line for line in lines if "rror" in line and "pipeline" not in line.lower()), lines[0] if lines else ""
+    )
+    return said[:200] or type(error).__name__
+
+
 def train_batches(
-    pack: Pack,
-    plan: TrainPlan,
-    transform: Transform,
-    *,
-    first_step: int = 0,
-    last_step: int | None = None,
-    backend: str = "auto",
-    device: str | torch.device = "cpu",
-    threads: int = 1,
-    prefetch: int = 2,
-) -> _Batches:
+    pack: Pack, plan: TrainPlan, transform: Transform, *, first_step: int = 0, last_step: int | None = None, **how
+) -> Batches:
     """An iterator over steps [first_step, last_step): each a list of one Batch per micro-batch.
 
-    Endless without `last_step`. `backend`: auto (DALI where installed), dali, host. `device`: where the tensors
-    come out; with cuda, DALI decodes there. `threads` decode; `prefetch` batches are made ahead. The iterator has
-    `.backend` and `.close()`.
+    Endless without `last_step`. `how`: the fields of `Reading`.
     """
 
-    def requests() -> Iterator[Request]:
+    def wanted() -> Iterator[_Wanted]:
         step = first_step
         while last_step is None or step < last_step:
             for part in plan.step(step):
-                yield request(pack, transform, part.ids, part.draws)
+                yield _Wanted(part.ids, part.draws, np.ones(len(part.ids), dtype=bool))
             step += 1
 
-    return _Batches(pack, transform, requests(), plan.micro_batch, plan.accumulate, backend=backend, device=device,
-                    threads=threads, prefetch=prefetch)  # fmt: skip
+    return Batches(
+        pack,
+        transform,
+        wanted(),
+        plan.micro_batch,
+        plan.accumulate,
+        pool=plan.pool,
+        evaluates=False,
+        position=first_step,
+        how=Reading(**how),
+    )
 
 
-def eval_batches(
-    pack: Pack,
-    plan: EvalPlan,
-    transform: Transform,
-    *,
-    backend: str = "auto",
-    device: str | torch.device = "cpu",
-    threads: int = 1,
-    prefetch: int = 2,
-) -> _Batches:
-    """An iterator over the plan's batches (`len(plan)` of them); arguments as `train_batches`.
+def eval_batches(pack: Pack, plan: EvalPlan, transform: Transform, *, first_batch: int = 0, **how) -> Batches:
+    """An iterator over the plan's batches from `first_batch` on; `how`: the fields of `Reading`.
 
     A random transform is drawn at the middle of its ranges; evaluation transforms draw nothing.
     """
 
-    def requests() -> Iterator[Request]:
+    def wanted() -> Iterator[_Wanted]:
         draws = np.full((plan.batch, DRAWS), 0.5)
-        for number in range(len(plan)):
+        for number in range(first_batch, len(plan)):
             ids, valid = plan.batch_ids(number)
-            yield request(pack, transform, ids, draws, valid)
+            yield _Wanted(ids, draws, valid)
 
-    return _Batches(pack, transform, requests(), plan.batch, 0, backend=backend, device=device, threads=threads,
-                    prefetch=prefetch)  # fmt: skip
+    return Batches(
+        pack,
+        transform,
+        wanted(),
+        plan.batch,
+        0,
+        pool=plan.pool,
+        evaluates=True,
+        position=first_batch,
+        how=Reading(**how),
+    )

@@ -10,6 +10,7 @@ from nvidia.dali.auto_aug.core import select, signed_bin
 from nvidia.dali.auto_aug.rand_augment import get_rand_augment_suite
 from nvidia.dali.pipeline import pipeline_def
 
+from loaders.finish import Finisher
 from loaders.randaugment import FILL, MAX_TRANSLATE
 from loaders.transform import RANDAUGMENT_OPS, Transform
 
@@ -34,10 +35,15 @@ class DaliPipeline:
         self._pack, self._transform, self._requests, self._device = pack, transform, requests, device
         self._alive: deque = deque(maxlen=prefetch + 3)  # DALI reads the fed arrays in place
         gpu = device.type == "cuda"
+        self._finisher = Finisher(transform, threads, prefetch + 2) if not gpu and Finisher.suits(transform) else None
+        self._fed_flips: deque = deque()
+        self._ready: deque[tuple | Exception] = deque()
+        self._ahead = prefetch
         self._pipeline = _graph(
             self._feed,
             transform,
             gpu,
+            self._finisher is not None,
             batch_size=batch,
             num_threads=threads,
             device_id=(device.index or 0) if gpu else None,
@@ -51,9 +57,12 @@ class DaliPipeline:
         region, roi = request.regions, request.rois
         fed = [
             self._pack.records(request.ids),
-            *(np.ascontiguousarray(a) for a in (region[:, :2], region[:, 2:], roi[:, :2], roi[:, 2:])),
-            request.flips,
+            *(np.ascontiguousarray(a) for a in (region[:, :2], region[:, 2:])),
         ]
+        if self._finisher is not None:
+            self._fed_flips.append(request.flips)
+        else:
+            fed += [*(np.ascontiguousarray(a) for a in (roi[:, :2], roi[:, 2:])), request.flips]
         if self._transform.affine is not None:
             fed.append(request.matrices)
         if self._transform.randaugment is not None:
@@ -63,24 +72,45 @@ class DaliPipeline:
 
     def next_images(self) -> torch.Tensor:
         """(b, 3, S, S) float32, channels-last, on the device. StopIteration at the end."""
+        if self._finisher is not None:
+            return self._next_finished().permute(0, 3, 1, 2)
         if self._device.type == "cuda":
             (images,) = self._pipeline.run(torch.cuda.current_stream(self._device))
         else:
             (images,) = self._pipeline.run()
         return torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
 
+    def _next_finished(self) -> torch.Tensor:
+        """DALI decodes ahead in its threads, and the finisher's threads follow one batch behind."""
+        while len(self._ready) < self._ahead and not (self._ready and isinstance(self._ready[-1], Exception)):
+            try:
+                (images,) = self._pipeline.run()
+                decoded = [np.asarray(image) for image in images]
+                # `images` goes along: it owns the pixels that the threads read.
+                self._ready.append((self._finisher.submit(decoded, self._fed_flips.popleft()), images))
+            except (StopIteration, RuntimeError) as error:
+                self._ready.append(error)  # raised when its turn comes
+        first = self._ready.popleft()
+        if isinstance(first, Exception):
+            raise first
+        return first[0].result()
+
     def close(self) -> None:
+        if self._finisher is not None:
+            self._finisher.close()
         self._pipeline = None
         self._alive.clear()
+        self._ready.clear()
 
 
 @pipeline_def(enable_conditionals=True)
-def _graph(source, transform: Transform, gpu: bool):
-    inputs = [(types.UINT8, 1), *[(types.INT32, 1)] * 2, *[(types.FLOAT, 1)] * 2, (types.INT32, 0)]
+def _graph(source, transform: Transform, gpu: bool, decode_only: bool):
+    inputs = [(types.UINT8, 1), *[(types.INT32, 1)] * 2]
+    inputs += [] if decode_only else [*[(types.FLOAT, 1)] * 2, (types.INT32, 0)]
     inputs += [(types.FLOAT, 2)] if transform.affine is not None else []
     inputs += [(types.INT32, 2)] if transform.randaugment is not None else []
     dtypes, dimensions = [dtype for dtype, _ in inputs], [dimension for _, dimension in inputs]
-    data, anchor, shape, start, end, mirror, *extra = fn.external_source(
+    data, anchor, shape, *rest = fn.external_source(
         source=source, num_outputs=len(inputs), batch=True, no_copy=True, dtype=dtypes, ndim=dimensions
     )
     hints = {}
@@ -94,6 +124,9 @@ def _graph(source, transform: Transform, gpu: bool):
     images = fn.decoders.image_slice(
         data, start=anchor, shape=shape, axis_names="HW", device=device, output_type=types.RGB, **hints
     )
+    if decode_only:
+        return images
+    start, end, mirror, *extra = rest
     size = (transform.size, transform.size)
     images = fn.resize(images, size=size, roi_start=start, roi_end=end, interp_type=types.INTERP_LINEAR, antialias=True)
     if transform.affine is not None or transform.randaugment is not None:

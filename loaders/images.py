@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 JPEG_QUALITY = 95
+_PNG_DEPTH = 24  # byte of a PNG that tells the bits per channel
 _KEPT = {
     "JPEG": ("L", "RGB"),
     "MPO": ("L", "RGB"),  # a JPEG followed by further pictures
@@ -28,11 +29,11 @@ class Checked:
     """Why the bytes are not those of the source; empty where they are."""
 
 
-def check_image(data: bytes, resize: int | None = None) -> Checked:
+def check_image(data: bytes, resize: int | None = None, quality: int = JPEG_QUALITY) -> Checked:
     """Decode an image fully; with `resize`, re-encode one whose short side is longer than that many pixels.
 
     JPEG (gray or colour) and 8-bit PNG are kept byte for byte. CMYK JPEGs become RGB JPEGs (GPU decoders differ on
-    them), 16-bit gray becomes 8-bit PNG, any other format PNG. Raises ValueError with the reason if it does not
+    them), PNG of 16 bits becomes PNG of 8, any other format PNG. Raises ValueError with the reason if it does not
     decode.
     """
     try:
@@ -42,11 +43,12 @@ def check_image(data: bytes, resize: int | None = None) -> Checked:
             image = ImageOps.exif_transpose(opened)
     except Exception as error:  # Pillow's decoders raise whatever the broken bytes lead them to
         raise ValueError(_reason(data, error)) from error
-    keep = mode in _KEPT.get(kind, ())
+    deep = kind == "PNG" and data[_PNG_DEPTH] > 8  # Pillow shows RGB of 16 bits as RGB of 8; other decoders need not
+    keep = mode in _KEPT.get(kind, ()) and not deep
     shrink = resize is not None and min(image.size) > resize
     if keep and not shrink:
         return Checked(data, image.height, image.width)
-    change = "resized" if shrink else f"{kind} of mode {mode}"
+    change = "resized" if shrink else f"{kind} of mode {mode}" + (", 16 bits" if deep and ";16" not in mode else "")
     image = _eight_bit(image)
     if shrink:
         short = min(image.size)
@@ -55,7 +57,7 @@ def check_image(data: bytes, resize: int | None = None) -> Checked:
         )
     buffer = BytesIO()
     if kind in ("JPEG", "MPO"):
-        image.save(buffer, "JPEG", quality=JPEG_QUALITY)
+        image.save(buffer, "JPEG", quality=quality)
     else:
         image.save(buffer, "PNG")
     return Checked(buffer.getvalue(), image.height, image.width, change)

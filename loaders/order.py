@@ -4,6 +4,7 @@ Random numbers are the raw 64-bit words of NumPy's Philox bit generator, a strea
 release to release (unlike the methods of `Generator`), so a run resumes with the next sample on any machine.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,6 +15,9 @@ from loaders.errors import UserError
 DRAWS = 40
 """Uniform numbers per sample and step. `loaders.transform` says what each column is for."""
 
+LAST = ("wrap", "drop", "fill")
+"""What may happen where an epoch ends within a batch, see `TrainPlan.last`."""
+
 _WORDS = 4  # 64-bit words per Philox counter; DRAWS is a multiple, so a row starts on a counter
 _ORDER, _DRAW = 0, 1  # keep the streams of epochs and of steps apart
 
@@ -22,9 +26,51 @@ def _philox(seed: int, stream: int, number: int) -> np.random.Philox:
     return np.random.Philox(np.random.SeedSequence((seed, stream, number)))
 
 
-def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of an epoch: a (n,) int64 permutation of range(n), a function of (n, seed, epoch) alone."""
-    return np.argsort(_philox(seed, _ORDER, epoch).random_raw(n), kind="stable")
+@dataclass(frozen=True)
+class Blocks:
+    """A shuffle for storage that hates random reads: it takes runs of neighbours, a few at a time.
+
+    The pool is cut into blocks of `size` neighbours that never span two shards; the cuts differ from epoch to epoch.
+    The blocks come in random order, and the samples of `window` consecutive ones are shuffled together. So a rank's
+    reads stay within window · size records for a while, and a batch mixes at most `window` places of the pack (two
+    windows' where it spans them).
+    """
+
+    size: int = 256
+    """Records per block."""
+    window: int = 64
+    """Blocks that are shuffled together."""
+
+    def __post_init__(self):
+        if self.size < 1 or self.window < 1:
+            raise UserError(f"blocks of {self.size} records, {self.window} at a time: both must be 1 or more")
+
+
+def epoch_order(n: int, seed: int, epoch: int, blocks: Blocks | None = None, starts: Sequence[int] = ()) -> np.ndarray:
+    """The order of an epoch: a (n,) int64 permutation of range(n), a function of the arguments alone.
+
+    Uniform over all permutations, or with `blocks` over those that read in blocks. `starts`: where shards begin.
+    """
+    bits = _philox(seed, _ORDER, epoch)
+    if blocks is None:
+        return np.argsort(bits.random_raw(n), kind="stable")
+    edges = np.unique(np.clip([0, *starts, n], 0, n))
+    phases = bits.random_raw(len(edges) - 1) % np.uint64(blocks.size)  # length of a shard's first block
+    cuts = [
+        np.concatenate([[lo], np.arange(lo + int(phase) + 1, hi, blocks.size)])
+        for lo, hi, phase in zip(edges[:-1].tolist(), edges[1:].tolist(), phases.tolist(), strict=True)
+    ]
+    first = np.concatenate(cuts)
+    length = np.diff(first, append=n)
+    chosen = np.argsort(bits.random_raw(len(first)), kind="stable")
+    first, length = first[chosen], length[chosen]
+    ends = np.cumsum(length)
+    order = np.arange(n) + np.repeat(first - (ends - length), length)
+    words = bits.random_raw(n)
+    bounds = [0, *ends[blocks.window - 1 :: blocks.window].tolist(), n]
+    for lo, hi in zip(bounds[:-1], bounds[1:], strict=True):
+        order[lo:hi] = order[lo:hi][np.argsort(words[lo:hi], kind="stable")]
+    return order
 
 
 def step_draws(seed: int, step: int, first: int, count: int) -> np.ndarray:
@@ -48,7 +94,7 @@ class TrainPlan:
 
     The samples form one endless stream, the concatenation of the epochs' orders of the pool. Step s takes positions
     [s * global_batch, (s + 1) * global_batch); ranks take equal contiguous slices of that, micro-batches equal
-    contiguous slices of those. No sample is dropped, and a pool may be smaller than a batch.
+    contiguous slices of those. By default no sample is dropped, and a pool may be smaller than a batch.
     """
 
     pool: np.ndarray
@@ -63,10 +109,19 @@ class TrainPlan:
     """Number of processes."""
     accumulate: int = 1
     """Micro-batches per step and rank."""
+    last: str = "wrap"
+    """Where an epoch ends within a batch: `wrap`: the next epoch's samples follow; `drop`: the epoch ends before that
+    batch, and other samples are left out in every epoch; `fill`: samples of the same epoch's start complete it."""
+    blocks: Blocks | None = None
+    """Shuffle in blocks; None: uniformly."""
+    starts: tuple[int, ...] = ()
+    """Record number at which each shard begins, for `blocks`."""
     _orders: dict = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self):
         object.__setattr__(self, "pool", np.ascontiguousarray(self.pool, dtype=np.int64))
+        if self.blocks is not None:
+            object.__setattr__(self, "pool", np.sort(self.pool))  # neighbours in the pool are neighbours on disk
         if self.pool.ndim != 1 or not len(self.pool):
             raise UserError("there are no samples to draw from: the selected part of the dataset is empty")
         if self.seed < 0:
@@ -84,6 +139,20 @@ class TrainPlan:
                 f" {self.accumulate} micro-batches each; take {nearest}"
             )
 
+        if self.last not in LAST:
+            raise UserError(f"unknown policy {self.last!r} for the last batch; there are {', '.join(LAST)}")
+        if self.last == "drop" and len(self.pool) < self.global_batch:
+            raise UserError(
+                f"{len(self.pool):,} samples do not make one global batch of {self.global_batch}, and incomplete"
+                " batches are to be dropped; take a smaller batch, or wrap"
+            )
+
+    @property
+    def epoch_samples(self) -> int:
+        """Samples per epoch, counting those that fill up the last batch and not those that are dropped."""
+        n, batch = len(self.pool), self.global_batch
+        return {"wrap": n, "drop": n // batch * batch, "fill": -(-n // batch) * batch}[self.last]
+
     @property
     def micro_batch(self) -> int:
         """Samples per micro-batch of one rank."""
@@ -93,15 +162,16 @@ class TrainPlan:
         if epoch not in self._orders:
             while len(self._orders) >= 2:  # a batch spans two epochs at most, unless the pool is tiny
                 self._orders.pop(next(iter(self._orders)))
-            self._orders[epoch] = epoch_order(len(self.pool), self.seed, epoch)
+            starts = np.searchsorted(self.pool, self.starts).tolist()
+            self._orders[epoch] = epoch_order(len(self.pool), self.seed, epoch, self.blocks, starts)
         return self._orders[epoch]
 
     def _stream(self, start: int, stop: int) -> np.ndarray:
-        n = len(self.pool)
+        n, length = len(self.pool), self.epoch_samples
         pieces = []
-        for epoch in range(start // n, (stop - 1) // n + 1):
-            lo, hi = max(start - epoch * n, 0), min(stop - epoch * n, n)
-            pieces.append(self.pool[self._epoch(epoch)[lo:hi]])
+        for epoch in range(start // length, (stop - 1) // length + 1):
+            lo, hi = max(start - epoch * length, 0), min(stop - epoch * length, length)
+            pieces.append(self.pool[self._epoch(epoch)[np.arange(lo, hi) % n]])
         return np.concatenate(pieces)
 
     def step(self, step: int) -> list[StepSlice]:

@@ -208,6 +208,11 @@ class Pack:
         return self._starts[-1]
 
     @property
+    def starts(self) -> tuple[int, ...]:
+        """Record number at which each shard begins."""
+        return tuple(self._starts[:-1])
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the encoded images."""
         return sum(shard.blob_span[1] for shard in self._shards)
@@ -231,10 +236,10 @@ class Pack:
         blob = shard.blob
         return [blob[start:stop] for start, stop in spans]
 
-    def damaged(self, ids: np.ndarray) -> list[str]:
-        """Of these records, number and key of each whose bytes do not match their checksum."""
-        places = [(i, *self._find(i)) for i in ids.tolist()]
-        return [f"record {i} ({self.keys[i]})" for i, shard, j in places if not shard.sound(j)]
+    def unsound(self, ids: np.ndarray) -> list[int]:
+        """Of these records (b,) int64, those whose bytes do not match their checksum, each once."""
+        places = [(i, *self._find(i)) for i in dict.fromkeys(ids.tolist())]
+        return [i for i, shard, j in places if not shard.sound(j)]
 
     def verify(self, progress: Callable[[int], None] = lambda records: None) -> list[str]:
         """Check every record and every index against its checksum; a line for each fault, none when sound.

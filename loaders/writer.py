@@ -46,13 +46,12 @@ class ShardWriter:
         self.path = Path(path)
         self._names = list(class_names)
         self._attributes = attributes
-        stem = f".{self.path.name}.{os.getpid()}"
-        self._partial = self.path.with_name(stem + ".partial")
-        self._bytes = self.path.with_name(stem + ".bytes")
+        self._partial = self.path.with_name(f".{self.path.name}.partial")
+        self._bytes = self.path.with_name(f".{self.path.name}.bytes")
         self._blob = open(self._bytes, "w+b")  # noqa: SIM115  closed by finish or __exit__
         self._offsets, self._crc, self._sizes = array("q", [0]), array("I"), array("i")
         self._keys: list[bytes] = []
-        self._labels: list = []
+        self._labels: array | list = array("q")
         self._groups = array("q")
 
     def add(self, record: Record) -> None:
@@ -61,6 +60,8 @@ class ShardWriter:
         self._crc.append(zlib.crc32(record.data))
         self._sizes.extend((record.height, record.width))
         self._keys.append(record.key.encode())
+        if not isinstance(record.label, int) and not self._labels:
+            self._labels = []
         self._labels.append(record.label)
         self._groups.append(record.group)
 
@@ -72,8 +73,8 @@ class ShardWriter:
             return np.array(self._labels, dtype=np.int64)
         return np.array(self._labels, dtype=np.float32)
 
-    def finish(self) -> None:
-        """Write the HDF5 file under its temporary name and read every record back."""
+    def finish(self, attributes: dict | None = None) -> None:
+        """Write the HDF5 file under its temporary name, with further `attributes`, and read every record back."""
         labels = self._label_array()
         arrays = {
             "images/offsets": np.array(self._offsets, dtype=np.int64),
@@ -87,7 +88,9 @@ class ShardWriter:
         if any(group != -1 for group in self._groups):
             arrays["groups"] = np.array(self._groups, dtype=np.int64)
         length = self._offsets[-1]
-        at, sum_at = write_file(self._partial, length, arrays, {**self._attributes, "records": len(self)})
+        at, sum_at = write_file(
+            self._partial, length, arrays, {**self._attributes, **(attributes or {}), "records": len(self)}
+        )
         self._blob.seek(0)
         with open(self._partial, "r+b") as out:
             out.seek(at)
@@ -104,6 +107,10 @@ class ShardWriter:
         if faults:
             raise OSError(f"{self.path}: what was written does not read back: {faults[0]}")
 
+    def stage(self) -> None:
+        """Keep the finished file, verified, until the other shards are finished too."""
+        os.replace(self._partial, staged_path(self.path))
+
     def publish(self) -> None:
         """Give the finished file its name."""
         os.replace(self._partial, self.path)
@@ -115,6 +122,11 @@ class ShardWriter:
         self._blob.close()
         for leftover in (self._bytes, self._partial):
             leftover.unlink(missing_ok=True)
+
+
+def staged_path(path: Path) -> Path:
+    """Where a finished shard waits for the others of its pack."""
+    return path.with_name(f".{path.name}.done")
 
 
 def _strings(values: list[bytes]) -> np.ndarray:

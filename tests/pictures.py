@@ -1,6 +1,8 @@
 """Images that tests make for themselves."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -30,3 +32,15 @@ def folder(root, per_class=4, classes=("bird", "cat", "dog"), **shape):
             (root / key).write_bytes(data)
             files[key] = data
     return files
+
+
+def deep_png(image):
+    """A colour PNG of 16 bits per channel, which Pillow cannot write."""
+    pixels = np.asarray(image.convert("RGB")).astype(">u2") * 257
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", image.width, image.height, 16, 2, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    chunks = [
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in parts
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)

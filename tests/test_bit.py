@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine import bit
+from engine import bit, family
 from loaders.errors import UserError
 
 PUBLISHED = {  # BiT's own table, and the paper's heads
@@ -191,3 +191,13 @@ def test_bad_requests():
         bit.cost("r50x1", 10)
     with pytest.raises(UserError, match="num_classes is 0"):
         bit.build("R50x1", 0)
+
+
+def test_layers_are_those_of_the_network():
+    """The scaling model takes its slices of gradients from this list: names, order and sizes must be the network's."""
+    found = {layer.name: layer.parameters for layer in family.layers("R152x4", 21_842)}
+    expected = {}
+    for name, parameter in on_meta("R152x4", 21_842).named_parameters():
+        layer = name.rpartition(".")[0]
+        expected[layer] = expected.get(layer, 0) + parameter.numel()
+    assert list(found.items()) == list(expected.items())

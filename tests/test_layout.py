@@ -16,8 +16,9 @@ TOP_LEVEL = {"setup.py", "csrc", "engine", "loaders", "bench", "jobs", "tests", 
              "Makefile", "pyproject.toml", ".ci", ".gitignore", "LICENSE"}  # fmt: skip
 ONLY_IN = {
     "horovod": {"engine.comm"},
-    "nvidia": {"loaders.dali"},
+    "nvidia": {"loaders.dali", "bench.loader_peers"},
     "h5py": {"loaders.hdf5", "loaders.shard"},
+    "mpi4py": {"loaders.ranks", "engine.comm"},
 }
 
 

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from loaders import pack
+from loaders import pack, packing
 from loaders.errors import UserError
 from loaders.shard import Pack
-from tests.pictures import encoded, folder, photo
+from tests.pictures import deep_png, encoded, folder, photo
 
 
 def run(*words):
@@ -122,10 +122,14 @@ def awkward():
         "progressive.jpg": (encoded(base, progressive=True), 40, 60, True),
         "gray.jpg": (encoded(base.convert("L")), 40, 60, True),
         "deep.png": (encoded(Image.fromarray(deep), "PNG"), 40, 60, False),
+        "deep_colour.png": (deep_png(base), 40, 60, False),
         "palette.png": (encoded(base.convert("P"), "PNG"), 40, 60, True),
         "transparent.png": (encoded(base.convert("RGBA"), "PNG"), 40, 60, True),
         "really_a_png.jpg": (encoded(base, "PNG"), 40, 60, True),
         "map.bmp": (encoded(base, "BMP"), 40, 60, False),
+        "really_a_jpeg.png": (encoded(base), 40, 60, True),
+        "really_a_gif.jpg": (encoded(base, "GIF"), 40, 60, False),
+        "web.webp": (encoded(base, "WEBP"), 40, 60, False),
     }
 
 
@@ -141,7 +145,11 @@ def test_awkward_images_are_packed_as_they_look(tmp_path, name):
     assert (stored == data) == kept
     seen = Image.open(io.BytesIO(stored))
     assert seen.format in ("JPEG", "PNG")
-    if name not in ("rotated.jpg", "palette.png"):  # the one lies on its side, the other has few colours
+    if name not in (
+        "rotated.jpg",
+        "palette.png",
+        "really_a_gif.jpg",
+    ):  # the one lies on its side, the other has few colours
         mode = "L" if name in ("gray.jpg", "deep.png") else "RGB"
         difference = np.asarray(seen.convert(mode), float) - np.asarray(photo(3).convert(mode), float)
         assert np.abs(difference).mean() < 4
@@ -252,4 +260,4 @@ def test_the_programs_speak_for_themselves(tmp_path):
 
 def test_unknown_labels_are_refused_before_decoding(tmp_path):
     with pytest.raises(UserError, match="--shards"):
-        pack.pack("sklearn:digits", tmp_path / "d.h5", pack.Options(shards=0))
+        packing.pack("sklearn:digits", tmp_path / "d.h5", packing.Options(shards=0))

@@ -1,77 +1,28 @@
 """Where packs come from: one module per kind of source. A new kind is a new module here, nothing else.
 
 Such a module has `KIND` (its name for --kind), `HELP` (what SOURCE looks like), `accepts(source) -> bool` (whether
-this is such a source, cheaply) and `listing(source, under) -> Listing`.
+this is such a source, cheaply) and `listing(source, under) -> Listing`. Where several accept, one with
+`GENERAL = True` stands back.
 """
 
+import glob
 import importlib
 import pkgutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 
+import numpy as np
+
 from loaders.errors import UserError
+from loaders.listing import Bytes, FileRange, Item, Listing, TableBuilder
+
+__all__ = ["Bytes", "FileRange", "Item", "Listing", "classes_from_folders", "find_source", "is_image_name", "kinds"]
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2"))
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _SHOWN = 8  # names listed in a message before "…"
-
-
-@dataclass(frozen=True)
-class Bytes:
-    """A file that is in memory."""
-
-    data: bytes
-    """All of it."""
-
-    def read(self) -> bytes:
-        return self.data
-
-
-@dataclass(frozen=True)
-class FileRange:
-    """A file on disk, or a part of one (a member of a tar)."""
-
-    path: str
-    """The file that is opened."""
-    offset: int = 0
-    """First byte."""
-    size: int = -1
-    """Number of bytes; -1: to the end."""
-
-    def read(self) -> bytes:
-        with open(self.path, "rb") as file:
-            file.seek(self.offset)
-            data = file.read(self.size)
-        if 0 <= self.size != len(data):
-            raise OSError(f"{self.path} ends {self.size - len(data):,} bytes too early")
-        return data
-
-
-@dataclass(frozen=True)
-class Item:
-    """One sample of a source. Its image is read in a worker process, so the reader must pickle."""
-
-    key: str
-    """Unique name within the pack."""
-    reader: Bytes | FileRange
-    """Where the encoded image is."""
-    label: int | tuple[float, ...]
-    """Class number, or one number per label with NaN for unknown."""
-    group: int = -1
-    """Samples of one group (a patient) stay on one side of a split; -1 for none."""
-
-
-@dataclass(frozen=True)
-class Listing:
-    """What a source holds."""
-
-    items: Sequence[Item]
-    """In the order in which they are packed: sorted by key."""
-    class_names: tuple[str, ...]
-    """Names of the classes or labels."""
-    ignored: tuple[str, ...] = ()
-    """Files that were found and are not images."""
 
 
 def kinds() -> dict[str, ModuleType]:
@@ -88,13 +39,25 @@ def find_source(source: str, kind: str | None = None) -> ModuleType:
         if kind not in known:
             raise UserError(f"unknown kind of source {kind!r}; there are {', '.join(known)}")
         return known[kind]
-    for module in known.values():
+    for module in sorted(known.values(), key=lambda module: getattr(module, "GENERAL", False)):
         if module.accepts(source):
             return module
     expected = "; ".join(f"{name}: {module.HELP}" for name, module in known.items())
-    if ":" not in source and not Path(source).exists():
+    if ":" not in source and not any(Path(path).exists() for path in expand(source)):
         raise UserError(f"there is nothing at {source}; SOURCE may be – {expected}")
     raise UserError(f"{source} is not a source that can be packed; SOURCE may be – {expected}")
+
+
+def expand(source: str) -> list[str]:
+    """The files that a path or a pattern names, sorted: `*`, `?`, `[…]` as in a shell, `{000..146}` for a range."""
+    ranges = _RANGE.search(source)
+    if ranges:
+        first, last = ranges.groups()
+        numbers = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
+        return [path for n in numbers for path in expand(source[: ranges.start()] + n + source[ranges.end() :])]
+    if Path(source).exists() or not glob.has_magic(source):
+        return [source]
+    return sorted(glob.glob(source, recursive=True))
 
 
 def is_image_name(name: str) -> bool:
@@ -103,45 +66,57 @@ def is_image_name(name: str) -> bool:
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
 
 
-def classes_from_folders(files: dict[str, FileRange], source: str, under: str | None) -> Listing:
-    """Label files by the folder they lie in; `files` maps each path ("a/b/cat/1.jpg") to its reader.
+def classes_from_folders(files: Iterable[tuple[str, str, int, int]], reader, source: str, under: str | None) -> Listing:
+    """Label files by the folder they lie in. `files`: path within the source ("a/b/cat/1.jpg"), place, offset, size.
 
-    `under` keeps one sub-tree. The key is CLASS/FILE, so the same images give the same pack, as a folder or a tar.
+    `reader(place, key, offset, size)` makes the reader. `under` keeps one sub-tree. The key is CLASS/FILE, so the same
+    images give the same pack, as a folder or a tar.
     """
-    kept, ignored = {}, []
-    for name, reader in files.items():
-        path = PurePosixPath(name)
-        if under and not path.is_relative_to(PurePosixPath(under)):
+    builder, ignored = TableBuilder(reader), []
+    number: dict[str, int] = {}  # of each class, in the order in which they are met
+    trees: dict[str, set[str]] = {}  # where the folders of each class lie
+    elsewhere: set[str] = set()  # trees with images that --under leaves out
+    loose: list[str] = []
+    for name, place, offset, size in files:
+        folder, _, file = name.rpartition("/")
+        tree, _, label = folder.rpartition("/")
+        if not is_image_name(name):
+            if not under or _is_under(name, under):
+                ignored.append(name)
             continue
-        if is_image_name(name):
-            kept[path] = reader
-        else:
-            ignored.append(name)
-    if under and not kept:
-        trees = sorted({str(PurePosixPath(name).parent.parent) for name in files if is_image_name(name)} - {"."})
-        raise UserError(f"{source} has no images under {under!r}; its images are under {shorten(trees) or 'no folder'}")
-    if not kept:
-        found = f"only {len(ignored):,} other files, such as {ignored[0]}" if ignored else "it is empty"
-        raise UserError(f"{source} holds no images ({found}); expected CLASS/IMAGE.jpg, one folder per class")
-    loose = [str(path) for path in kept if path.parent == PurePosixPath(".")]
+        if under and not _is_under(name, under):
+            elsewhere.add(tree)
+            continue
+        if not folder:
+            loose.append(name)
+            continue
+        trees.setdefault(label, set()).add(tree or ".")
+        builder.add(f"{label}/{file}", number.setdefault(label, len(number)), place, offset, size)
     if loose:
         raise UserError(
             f"{source}: {len(loose):,} images are in no class folder, such as {loose[0]};"
             " expected CLASS/IMAGE.jpg, one folder per class"
         )
-    trees: dict[str, set[str]] = {}
-    for path in kept:
-        trees.setdefault(path.parent.name, set()).add(str(path.parent.parent))
+    if under and not len(builder):
+        found = shorten(sorted(elsewhere - {""})) or "no folder"
+        raise UserError(f"{source} has no images under {under!r}; its images are under {found}")
+    if not len(builder):
+        found = f"only {len(ignored):,} other files, such as {ignored[0]}" if ignored else "it is empty"
+        raise UserError(f"{source} holds no images ({found}); expected CLASS/IMAGE.jpg, one folder per class")
     for name, parents in trees.items():
         if len(parents) > 1:
             raise UserError(
                 f"{source}: the class {name!r} is found under {shorten(sorted(parents))};"
                 " choose one with --under, and pack each by itself"
             )
-    names = sorted(trees)
-    number = {name: i for i, name in enumerate(names)}
-    items = [Item(f"{path.parent.name}/{path.name}", reader, number[path.parent.name]) for path, reader in kept.items()]
-    return Listing(sorted(items, key=lambda item: item.key), tuple(names), tuple(ignored))
+    table, names = builder.table(), sorted(number)
+    rank = np.empty(len(names), dtype=np.int64)
+    rank[[number[name] for name in names]] = np.arange(len(names))
+    return Listing(table.take(slice(None), rank[table.labels]), tuple(names), tuple(ignored))
+
+
+def _is_under(name: str, tree: str) -> bool:
+    return PurePosixPath(name).is_relative_to(PurePosixPath(tree))
 
 
 def shorten(names: Sequence[str]) -> str:

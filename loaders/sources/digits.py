@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from loaders.errors import UserError
-from loaders.sources import Bytes, Item, Listing
+from loaders.listing import Bytes, Item, Listing
 
 KIND = "sklearn"
 HELP = "sklearn:digits, the 1,797 digit images in scikit-learn"

@@ -1,13 +1,16 @@
 """A folder of images with one sub-folder per class."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from loaders.errors import UserError
-from loaders.sources import FileRange, Listing, classes_from_folders
+from loaders.listing import Listing, file_in_folder
+from loaders.sources import classes_from_folders
 
 KIND = "folder"
 HELP = "a folder with one sub-folder of images per class"
+GENERAL = True
 
 
 def accepts(source: str) -> bool:
@@ -18,9 +21,12 @@ def listing(source: str, under: str | None = None) -> Listing:
     root = Path(source)
     if not root.is_dir():
         raise UserError(f"{source} is not a folder")
-    files = {}
-    for folder, _, names in os.walk(root, followlinks=True):
+    return classes_from_folders(_files(root), file_in_folder, source, under)
+
+
+def _files(root: Path) -> Iterator[tuple[str, str, int, int]]:
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders.sort()
+        inside = Path(folder).relative_to(root).as_posix()
         for name in names:
-            path = Path(folder, name)
-            files[path.relative_to(root).as_posix()] = FileRange(str(path))
-    return classes_from_folders(files, source, under)
+            yield (name if inside == "." else f"{inside}/{name}"), folder, 0, -1

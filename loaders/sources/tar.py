@@ -1,29 +1,47 @@
-"""A tar of class folders, or one in WebDataset naming: KEY.jpg beside KEY.cls or KEY.json."""
+"""Tars of class folders, or in WebDataset naming: KEY.jpg beside KEY.cls or KEY.json; many by a pattern."""
 
 import json
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from loaders.errors import UserError
-from loaders.sources import FileRange, Item, Listing, classes_from_folders, is_image_name
+from loaders.listing import FileRange, Listing, TableBuilder, file_range
+from loaders.sources import classes_from_folders, expand, is_image_name, shorten
 
 KIND = "tar"
-HELP = "a tar of such a folder, or of KEY.jpg with KEY.cls or KEY.json (WebDataset)"
+HELP = (
+    "a tar of such a folder, or of KEY.jpg with KEY.cls or KEY.json (WebDataset); or a pattern such as"
+    " 'train-*.tar' or 'train-{0000..0146}.tar'; of tars without folders each is a class"
+)
 _LABELS = (".cls", ".json")
 _JSON_FIELDS = ("label", "cls", "class")
 
 
 def accepts(source: str) -> bool:
-    path = Path(source)
-    return path.is_file() and (tarfile.is_tarfile(path) or ".tar" in path.suffixes)
+    paths = expand(source)
+    first = Path(paths[0]) if paths else Path(source)
+    return first.is_file() and (".tar" in first.suffixes or tarfile.is_tarfile(first))
 
 
 def listing(source: str, under: str | None = None) -> Listing:
-    files = _members(source)
-    stems = {_stem(name) for name in files if name.lower().endswith(_LABELS)}
-    if any(is_image_name(name) and _stem(name) in stems for name in files):
-        return _webdataset(files, source, under)
-    return classes_from_folders(files, source, under)
+    paths = expand(source)
+    if not paths:
+        raise UserError(f"no file matches {source}")
+    first = _members(paths[0])
+    stems = {_stem(name) for name in first if name.lower().endswith(_LABELS)}
+    if any(is_image_name(name) and _stem(name) in stems for name in first):
+        return _webdataset(paths, source, under)
+    return classes_from_folders(_files(paths), file_range, source, under)
+
+
+def _files(paths: list[str]) -> Iterator[tuple[str, str, int, int]]:
+    for path in paths:
+        for name, part in _members(path).items():
+            loose = len(paths) > 1 and "/" not in name
+            yield (f"{Path(path).stem}/{name}" if loose else name), path, part.offset, part.size
 
 
 def _members(source: str) -> dict[str, FileRange]:
@@ -55,41 +73,51 @@ def _stem(name: str) -> str:
     return folder + slash + file.split(".", 1)[0]
 
 
-def _webdataset(files: dict[str, FileRange], source: str, under: str | None) -> Listing:
-    labels: dict[str, int | str] = {}
-    images: dict[str, str] = {}
-    ignored = []
-    for name in files:
-        if under and not PurePosixPath(name).is_relative_to(under):
-            continue
-        stem = _stem(name)
-        if name.lower().endswith(_LABELS):
-            if stem not in labels or name.lower().endswith(".cls"):
-                labels[stem] = _label(name, files[name].read(), source)
-        elif is_image_name(name):
-            if stem in images:
-                raise UserError(f"{source}: the sample {stem} has two images, {images[stem]} and {name}")
-            images[stem] = name
-        else:
-            ignored.append(name)
-    if not images:
-        raise UserError(f"{source} holds no images" + (f" under {under!r}" if under else ""))
-    unlabelled = sorted(images.keys() - labels.keys())
+def _webdataset(paths: list[str], source: str, under: str | None) -> Listing:
+    builder, ignored = TableBuilder(file_range), []
+    number: dict[int | str, int] = {}  # of each label, in the order in which they are met
+    unlabelled: list[str] = []
+    for path in paths:
+        labels: dict[str, int | str] = {}
+        images: dict[str, str] = {}
+        files = _members(path)
+        for name, part in files.items():
+            if under and not PurePosixPath(name).is_relative_to(under):
+                continue
+            stem = _stem(name)
+            if name.lower().endswith(_LABELS):
+                if stem not in labels or name.lower().endswith(".cls"):
+                    labels[stem] = _label(name, part.read(), path)
+            elif is_image_name(name):
+                if stem in images:
+                    raise UserError(f"{path}: the sample {stem} has two images, {images[stem]} and {name}")
+                images[stem] = name
+            else:
+                ignored.append(name)
+        unlabelled += sorted(images.keys() - labels.keys())
+        for stem, name in images.items():
+            if stem in labels:
+                place = number.setdefault(labels[stem], len(number))
+                builder.add(name, place, path, files[name].offset, files[name].size)
     if unlabelled:
         raise UserError(
-            f"{source}: {len(unlabelled):,} of {len(images):,} samples have neither .cls nor .json, such as"
-            f" {unlabelled[0]}"
+            f"{source}: {len(unlabelled):,} of {len(builder) + len(unlabelled):,} samples have neither .cls nor .json,"
+            f" such as {unlabelled[0]}"
         )
-    used = {labels[stem] for stem in images}
-    if all(isinstance(label, int) for label in used):
-        if min(used) < 0:
-            raise UserError(f"{source}: class numbers must be 0 or more, found {min(used)}")
-        names = tuple(str(number) for number in range(max(used) + 1))
+    if not len(builder):
+        raise UserError(f"{source} holds no images" + (f" under {under!r}" if under else ""))
+    if all(isinstance(label, int) for label in number):
+        if min(number) < 0:
+            raise UserError(f"{source}: class numbers must be 0 or more, found {min(number)}")
+        names = tuple(str(n) for n in range(max(number) + 1))
     else:
-        names = tuple(sorted(str(label) for label in used))
-    number = {name: i for i, name in enumerate(names)}
-    items = [Item(name, files[name], number[str(labels[stem])]) for stem, name in images.items()]
-    return Listing(sorted(items, key=lambda item: item.key), names, tuple(ignored))
+        names = tuple(sorted(map(str, number)))
+        if len(set(names)) < len(names):
+            raise UserError(f"{source}: some classes are both numbers and names: {shorten(names)}")
+    place = {name: i for i, name in enumerate(names)}
+    rank = np.array([place[str(label)] for label in number])
+    table = builder.table()
+    return Listing(table.take(slice(None), rank[table.labels]), names, tuple(ignored))
 
 
 def _label(name: str, data: bytes, source: str) -> int | str:

@@ -1,0 +1,180 @@
+"""python -m bench.loader SOURCE: images per second of the pack, of what limits it, and of other loaders.
+
+All read the same images in turns within one run; each turn starts a loader anew, lets it deliver some batches, then
+times a number of them. Only ratios within a run mean something.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import loader_peers, timing
+from bench.loader_peers import Material
+from loaders.errors import UserError
+
+OURS, CEILING, COLD = "pack, DALI", "DALI graph fed from memory", "pack, DALI, cold cache"
+
+
+@dataclass(frozen=True)
+class Turns:
+    """What one loader did."""
+
+    rates: list[float]
+    """Images per second of each turn."""
+    latencies: list[float]
+    """Milliseconds of every timed batch."""
+
+
+def measure(
+    material: Material, loaders: dict[str, Callable], turns: int, batches: int, warm: int, cold: bool
+) -> dict[str, Turns]:
+    """Time `batches` batches of each loader, `turns` times, in an order that rotates."""
+    done = {name: Turns([], []) for name in loaders} | ({COLD: Turns([], [])} if cold else {})
+    names = list(done)
+    for turn in range(turns):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            if name == COLD:
+                loader_peers.drop_cache(material.pack)
+            stream = loaders[OURS if name == COLD else name](material)
+            try:
+                took = _time(stream, batches, 0 if name == COLD else warm)
+            finally:
+                stream.close()
+            done[name].rates.append(material.batch * len(took) / sum(took))
+            done[name].latencies.extend(1e3 * t for t in took)
+            print(f"turn {turn + 1}: {name:28} {done[name].rates[-1]:8.1f} images/s", file=sys.stderr, flush=True)
+    return done
+
+
+def _time(stream, batches: int, warm: int) -> list[float]:
+    for _ in range(warm):
+        next(stream)
+    took = []
+    for _ in range(batches):
+        start = time.perf_counter()
+        next(stream)
+        took.append(time.perf_counter() - start)
+    return took
+
+
+def ratios(done: dict[str, Turns], over: str) -> dict[str, dict[str, float]]:
+    """Rate of `over` divided by each other loader's, turn by turn: median, least and greatest."""
+    found = {}
+    for name, turns in done.items():
+        if name != over:
+            each = [a / b for a, b in zip(done[over].rates, turns.rates, strict=True)]
+            found[name] = {"median": statistics.median(each), "low": min(each), "high": max(each), "n": len(each)}
+    return found
+
+
+def report(done: dict[str, Turns], threads: int) -> dict[str, Any]:
+    """Rates, rates per core, latency percentiles."""
+    return {
+        name: {
+            "images_per_second": statistics.median(turns.rates),
+            "low": min(turns.rates),
+            "high": max(turns.rates),
+            "per_core": statistics.median(turns.rates) / threads,
+            "latency_ms": {f"p{q}": float(np.percentile(turns.latencies, q)) for q in (50, 90, 99)},
+        }
+        for name, turns in done.items()
+    }
+
+
+def table(rates: dict[str, Any], compared: dict[str, Any]) -> str:
+    """For people."""
+    lines = [f"{'':28} {'images/s':>9} {'low':>7} {'high':>7} {'per core':>9} {'p50 ms':>8} {'p99 ms':>8}  pack is"]
+    for name, r in rates.items():
+        times = f"{compared[name]['median']:.2f}x" if name in compared else ""
+        lines.append(
+            f"{name:28} {r['images_per_second']:9.0f} {r['low']:7.0f} {r['high']:7.0f} {r['per_core']:9.0f}"
+            f" {r['latency_ms']['p50']:8.1f} {r['latency_ms']['p99']:8.1f}  {times}"
+        )
+    return "\n".join(lines)
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Bars of images per second with their range."""
+    from matplotlib.figure import Figure
+
+    rates = dict(sorted(result["loaders"].items(), key=lambda each: each[1]["images_per_second"]))
+    middle = [r["images_per_second"] for r in rates.values()]
+    spread = [[r["images_per_second"] - r["low"] for r in rates.values()],
+              [r["high"] - r["images_per_second"] for r in rates.values()]]  # fmt: skip
+    figure = Figure(figsize=(7, 0.45 * len(rates) + 1.4), layout="constrained")
+    axes = figure.subplots()
+    colours = ["tab:blue" if name.startswith("pack") else "tab:gray" for name in rates]
+    bars = axes.barh(list(rates), middle, xerr=spread, color=colours, capsize=3)
+    axes.bar_label(bars, [f"{m:.0f}" for m in middle], padding=4)
+    axes.set_xlabel("images per second (median of turns; line: lowest to highest)")
+    axes.set_title(
+        f"{result['what']}, {result['threads']} threads, {result['hardware']['cpu']}", loc="left", fontsize="medium"
+    )
+    axes.margins(x=0.12)
+    figure.savefig(path, dpi=120)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.loader", description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="anything that loaders.pack takes, such as imagenet-sample.tar")
+    add("--short-side", type=int, metavar="N", help="pack with this --resize; the others read the same images")
+    add("--quality", type=int, default=95, help="of JPEGs that are encoded anew (default: %(default)s)")
+    add("--batch", type=int, default=64, help="images (default: %(default)s)")
+    add("--threads", type=int, default=timing.hardware()["cores"], help="or worker processes (default: %(default)s)")
+    add("--turns", type=int, default=7, help="(default: %(default)s)")
+    add("--batches", type=int, default=16, help="timed in each turn (default: %(default)s)")
+    add("--only", metavar="A,B,…", help="these loaders; names contain one of the words")
+    add("--no-cold", action="store_true", help="leave out the pack with a cold page cache")
+    add("--out", type=Path, metavar="FILE.json", help="write the result")
+    add("--plot", type=Path, metavar="FILE.png", help="draw it")
+    options = parser.parse_args(argv)
+    known = loader_peers.loaders()
+    words = options.only.split(",") if options.only else [""]
+    chosen = {name: known[name] for name in known if any(word in name for word in words)}
+    if not chosen:
+        print(f"error: --only {options.only} matches none of {', '.join(known)}", file=sys.stderr)
+        return 2
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            material = loader_peers.prepare(
+                options.source, Path(folder), options.batch, options.threads, options.short_side, options.quality
+            )
+            hardware = timing.hardware()
+            cold = OURS in chosen and not options.no_cold
+            done = measure(material, chosen, options.turns, options.batches, 4, cold)
+            what = f"{Path(options.source).name}" + (
+                f" at short side {options.short_side}" if options.short_side else ""
+            )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    rates, compared = report(done, options.threads), ratios(done, OURS) if OURS in done else {}
+    command = "python -m bench.loader " + " ".join(map(str, sys.argv[1:] if argv is None else argv))
+    milliseconds = {name: timing.summarize(turns.latencies) for name, turns in done.items()}
+    facts = {"what": f"random resized crop to {loader_peers.SIZE} of {what}", "batch": options.batch}
+    result = timing.record(
+        command, milliseconds, **facts, threads=options.threads, loaders=rates, pack_relative_to=compared
+    )
+    result["hardware"] = hardware
+    result["versions"] |= loader_peers.versions()
+    print(table(rates, compared))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    if options.plot:
+        plot(result, options.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

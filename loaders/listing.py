@@ -1,0 +1,198 @@
+"""What a source holds, in columns: some tens of bytes per sample besides its name, so that millions fit."""
+
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+class Reader(Protocol):
+    """Where one encoded image is. It travels to worker processes, so it must pickle."""
+
+    def read(self) -> bytes:
+        """The encoded image. OSError or ValueError with the reason if there is none."""
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """A file that is in memory."""
+
+    data: bytes
+    """All of it."""
+
+    def read(self) -> bytes:
+        return self.data
+
+
+@dataclass(frozen=True)
+class FileRange:
+    """A file on disk, or a part of one (a member of a tar)."""
+
+    path: str
+    """The file that is opened."""
+    offset: int = 0
+    """First byte."""
+    size: int = -1
+    """Number of bytes; -1: to the end."""
+
+    def read(self) -> bytes:
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            data = file.read(self.size)
+        if 0 <= self.size != len(data):
+            raise OSError(f"{self.path} ends {self.size - len(data):,} bytes too early")
+        return data
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sample of a source."""
+
+    key: str
+    """Unique name within the pack."""
+    reader: Reader
+    """Where the encoded image is."""
+    label: int | tuple[float, ...]
+    """Class number, or one number per label with NaN for unknown."""
+    group: int = -1
+    """Samples of one group (a patient) stay on one side of a split; -1 for none."""
+
+
+def file_range(place: str, key: str, offset: int, size: int) -> FileRange:
+    """Reader of a part of the file `place`."""
+    return FileRange(place, offset, size)
+
+
+def file_in_folder(place: str, key: str, offset: int, size: int) -> FileRange:
+    """Reader of the file in the folder `place` whose name is the last part of the key."""
+    return FileRange(f"{place}/{key.rpartition('/')[2]}")
+
+
+class Table(Sequence[Item]):
+    """Samples in columns; an Item is made when one is asked for. See `TableBuilder`."""
+
+    def __init__(
+        self,
+        keys: np.ndarray,
+        labels: np.ndarray,
+        groups: np.ndarray,
+        where: tuple[np.ndarray, np.ndarray, np.ndarray],
+        places: Sequence[str],
+        reader: Callable[[str, str, int, int], Reader],
+        readers: np.ndarray | None = None,
+    ):
+        self.keys, self.labels, self.groups = keys, labels, groups
+        """(n,) bytes, UTF-8; (n,) int64 or (n, L) float32; (n,) int64."""
+        self._where, self._places, self._reader, self._readers = where, places, reader, readers
+
+    @classmethod
+    def of(cls, items: Iterable[Item]) -> "Table":
+        """The same samples in columns, in the same order; an existing table is returned as it is."""
+        if isinstance(items, Table):
+            return items
+        items = list(items)
+        readers = np.empty(len(items), dtype=object)
+        readers[:] = [item.reader for item in items]
+        return cls(
+            _text([item.key.encode() for item in items]),
+            _labels([item.label for item in items]),
+            np.array([item.group for item in items], dtype=np.int64),
+            (np.zeros(len(items), np.int32), np.zeros(len(items), np.int64), np.zeros(len(items), np.int64)),
+            ("",),
+            file_range,
+            readers,
+        )
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        key = self.keys[i].decode()
+        label = int(self.labels[i]) if self.labels.ndim == 1 else tuple(self.labels[i].tolist())
+        if self._readers is not None:
+            reader = self._readers[i]
+        else:
+            place, offset, size = (int(column[i]) for column in self._where)
+            reader = self._reader(self._places[place], key, offset, size)
+        return Item(key, reader, label, int(self.groups[i]))
+
+    def take(self, chosen: np.ndarray | slice, labels: np.ndarray | None = None) -> "Table":
+        """The rows `chosen`, with `labels` in place of theirs."""
+        return Table(
+            self.keys[chosen],
+            self.labels[chosen] if labels is None else labels,
+            self.groups[chosen],
+            tuple(column[chosen] for column in self._where),
+            self._places,
+            self._reader,
+            None if self._readers is None else self._readers[chosen],
+        )
+
+    def fingerprint(self, digest) -> None:
+        """Feed what identifies the samples to a hash: names, labels, groups, places."""
+        for column in (self.keys, self.labels, self.groups, *self._where):
+            digest.update(np.ascontiguousarray(column).data if column.size else b"")
+        digest.update("\0".join(self._places).encode())
+
+
+class TableBuilder:
+    """Collects samples one by one; `table` sorts them by key."""
+
+    def __init__(self, reader: Callable[[str, str, int, int], Reader]):
+        self._reader = reader
+        self._places: dict[str, int] = {}
+        self._keys: list[bytes] = []
+        self._labels: array | list = array("q")  # a list of label vectors
+        self._place, self._offset, self._size, self._group = array("i"), array("q"), array("q"), array("q")
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def add(self, key: str, label, place: str, offset: int = 0, size: int = -1, group: int = -1) -> None:
+        """One sample, read by `reader(place, key, offset, size)`."""
+        self._keys.append(key.encode())
+        if not isinstance(label, int) and not self._labels:
+            self._labels = []
+        self._labels.append(label)
+        self._place.append(self._places.setdefault(place, len(self._places)))
+        self._offset.append(offset)
+        self._size.append(size)
+        self._group.append(group)
+
+    def table(self) -> Table:
+        keys = _text(self._keys)
+        self._keys = []
+        where = tuple(np.array(column) for column in (self._place, self._offset, self._size))
+        groups = np.array(self._group, dtype=np.int64)
+        whole = Table(keys, _labels(self._labels), groups, where, tuple(self._places), self._reader)
+        return whole.take(np.argsort(keys, kind="stable"))
+
+
+def _labels(values: Sequence) -> np.ndarray:
+    vectors = len(values) > 0 and np.ndim(values[0]) > 0
+    return np.array(values, dtype=np.float32 if vectors else np.int64)
+
+
+def _text(values: list[bytes]) -> np.ndarray:
+    return np.array(values, dtype=f"S{max(map(len, values), default=0) or 1}")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a source holds."""
+
+    items: Sequence[Item]
+    """In the order in which they are packed: sorted by key."""
+    class_names: tuple[str, ...]
+    """Names of the classes or labels."""
+    ignored: tuple[str, ...] = ()
+    """Files that were found and are not images."""
+
+    @property
+    def table(self) -> Table:
+        """The items in columns."""
+        return Table.of(self.items)
