@@ -16,6 +16,7 @@ from engine.comm import Communicator
 from engine.flat import FlatParameters, GradientSum
 from engine.optim import AgcSgd, named_groups
 from engine.precision import Precision
+from engine.standardized import choose
 from engine.trainer import Trainer
 from loaders import batches, transform
 from loaders.batches import Batch
@@ -108,6 +109,7 @@ class TimedTrainer(Trainer):
 
     def __init__(self, setup: Setup, model: torch.nn.Module, comm: Communicator, precision: Precision) -> None:
         flat = FlatParameters(model, channels_last=setup.channels_last)
+        self.standardized = choose(model, flat, precision.compute_dtype)
         super().__init__(
             model=model,
             flat=flat,
@@ -117,6 +119,7 @@ class TimedTrainer(Trainer):
                 momentum=0.9,
                 nesterov=True,
                 implementation="auto",
+                forward_weights=None if self.standardized is None else self.standardized.forward_weights,
             ),
             batches=iter(()),
             objective=objective.choose(np.zeros(1, dtype=np.int64)),
@@ -156,6 +159,8 @@ def build(setup: Setup, comm: Communicator) -> TimedTrainer:
         model = bit.build(setup.network, setup.num_classes)
     trainer = TimedTrainer(setup, model.to(precision.device), comm, precision)
     comm.broadcast_(trainer.flat.values, "parameters")
+    if trainer.standardized is not None:
+        trainer.standardized.refresh()
     return trainer
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine import bit, checkpoint, feed, objective, ops, weights
+from engine import bit, checkpoint, feed, objective, weights
 from engine.comm import Communicator
 from engine.config import AgcSgdConfig, DataConfig, PretrainConfig
 from engine.evaluate import evaluate
@@ -21,7 +21,7 @@ from engine.flat import FlatParameters
 from engine.objective import Objective
 from engine.optim import AgcSgd, named_groups
 from engine.precision import Precision
-from engine.standardized import StandardizedWeights
+from engine.standardized import StandardizedWeights, choose
 from loaders import transform
 from loaders.errors import UserError
 from loaders.order import Blocks
@@ -85,10 +85,7 @@ def build(
         weights.apply(model, state, new_head=True)
     model.to(precision.device)
     flat = FlatParameters(model, channels_last=channels_last)
-    standardized = None
-    fused = optim.implementation != "foreach" and ops.supports(precision.device)
-    if optim.standardize == "optimizer" or (optim.standardize == "auto" and fused):
-        standardized = StandardizedWeights(model, flat, precision.compute_dtype)
+    standardized = choose(model, flat, precision.compute_dtype, optim.standardize, optim.implementation)
     return Parts(
         network=network,
         model=model,

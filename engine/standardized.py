@@ -52,3 +52,18 @@ class StandardizedWeights:
         """Derive the copies from the parameters, to the bit as a step does."""
         units = self._units
         torch.ops.boosterbit.write_copy_(self._values, self._copies, units.units, units.classes, self._hyper)
+
+
+def choose(
+    model: nn.Module,
+    flat: FlatParameters,
+    dtype: torch.dtype,
+    standardize: str = "auto",
+    implementation: str = "auto",
+) -> StandardizedWeights | None:
+    """Standardized weights for a fused optimizer, or None where the network is to standardize; settings as in
+    `AgcSgdConfig`. UserError for `standardize` "optimizer" where the extension is not built."""
+    fused = implementation != "foreach" and ops.supports(flat.values.device)
+    if standardize == "optimizer" or (standardize == "auto" and fused):
+        return StandardizedWeights(model, flat, dtype)
+    return None
