@@ -25,7 +25,7 @@ step() {
     fi
 }
 
-CAPABILITY=$("$PYTHON" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())') || {
+CAPABILITY=$("$PYTHON" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())' 2>/dev/null) || {
     echo "error: $PYTHON has no torch with a usable GPU; set PYTHON, or run this on a GPU node" >&2
     exit 2
 }
