@@ -131,7 +131,8 @@ class _Shard:
         if self.mapped:
             start, stop = (self.blob_span[0] + int(at) for at in self.offsets[i : i + 2])
             page = start - start % mmap.PAGESIZE
-            self._map.madvise(mmap.MADV_WILLNEED, page, stop - page)
+            if stop > start:
+                self._map.madvise(mmap.MADV_WILLNEED, page, stop - page)
 
     def sound(self, i: int) -> bool:
         start, stop = int(self.offsets[i]), int(self.offsets[i + 1])
