@@ -145,7 +145,6 @@ class Batches:
         for wanted in self._wanted:
             self._bad.check(wanted.ids, self._how.check)
             one = self._request(wanted)
-            self._pack.will_need(one.ids)
             self._pending.append((wanted, one))
             yield one
 

@@ -5,7 +5,6 @@ offsets, so they are read through a memory map: no copy, no library lock, safe o
 """
 
 import bisect
-import mmap
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -63,9 +62,7 @@ class _Shard:
         if absent:
             raise UserError(f"{self.path} is damaged: it lacks {', '.join(absent)}; pack it again")
         size = self.path.stat().st_size
-        with open(self.path, "rb") as whole_file:
-            self._map = mmap.mmap(whole_file.fileno(), 0, access=mmap.ACCESS_READ)
-        whole = np.frombuffer(self._map, np.uint8)
+        whole = np.asarray(np.memmap(self.path, np.uint8, "r"))
         arrays = {}
         for name in names:
             dataset = file[name]
@@ -126,13 +123,6 @@ class _Shard:
                 key = self.keys[i].decode(errors="backslashreplace")
                 yield f"{where}record {first + i} ({key}) does not match its checksum"
             progress(1)
-
-    def will_need(self, i: int) -> None:
-        if self.mapped:
-            start, stop = (self.blob_span[0] + int(at) for at in self.offsets[i : i + 2])
-            page = start - start % mmap.PAGESIZE
-            if stop > start:
-                self._map.madvise(mmap.MADV_WILLNEED, page, stop - page)
 
     def sound(self, i: int) -> bool:
         start, stop = int(self.offsets[i]), int(self.offsets[i + 1])
@@ -245,11 +235,6 @@ class Pack:
         spans = zip(shard.offsets[ids].tolist(), shard.offsets[ids + 1].tolist(), strict=True)
         blob = shard.blob
         return [blob[start:stop] for start, stop in spans]
-
-    def will_need(self, ids: np.ndarray) -> None:
-        """Have the system read these records (b,) int64 ahead, all at once; without it each read waits for its own."""
-        for shard, j in map(self._find, ids.tolist()):
-            shard.will_need(j)
 
     def unsound(self, ids: np.ndarray) -> list[int]:
         """Of these records (b,) int64, those whose bytes do not match their checksum, each once."""
