@@ -20,6 +20,7 @@ import numpy as np
 from bench import loader_peers, timing
 from bench.loader_peers import Material
 from loaders.errors import UserError
+from loaders.shard import Pack
 
 OURS, CEILING, COLD = "pack, DALI", "DALI graph fed from memory", "pack, DALI, cold cache"
 
@@ -32,24 +33,29 @@ class Turns:
     """Images per second of each turn."""
     latencies: list[float]
     """Milliseconds of every timed batch."""
+    disk: list[float]
+    """Megabytes that this process read from disks during each turn (not what its worker processes read)."""
 
 
 def measure(
     material: Material, loaders: dict[str, Callable], turns: int, batches: int, warm: int, cold: bool
 ) -> dict[str, Turns]:
     """Time `batches` batches of each loader, `turns` times, in an order that rotates."""
-    done = {name: Turns([], []) for name in loaders} | ({COLD: Turns([], [])} if cold else {})
-    names = list(done)
+    done = {name: Turns([], [], []) for name in loaders} | ({COLD: Turns([], [], [])} if cold else {})
+    names, once = list(done), len(Pack.open(material.pack)) // material.batch
     for turn in range(turns):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             if name == COLD:
                 loader_peers.drop_cache(material.pack)
+            read = loader_peers.bytes_from_disk()
             stream = loaders[OURS if name == COLD else name](material)
             try:
-                took = _time(stream, batches, 0 if name == COLD else warm)
+                # Cold is the first pass only: after it the page cache holds the file.
+                took = _time(stream, once if name == COLD else batches, 0 if name == COLD else warm)
             finally:
                 stream.close()
             done[name].rates.append(material.batch * len(took) / sum(took))
+            done[name].disk.append((loader_peers.bytes_from_disk() - read) / 1e6)
             done[name].latencies.extend(1e3 * t for t in took)
             print(f"turn {turn + 1}: {name:28} {done[name].rates[-1]:8.1f} images/s", file=sys.stderr, flush=True)
     return done
@@ -84,6 +90,7 @@ def report(done: dict[str, Turns], threads: int) -> dict[str, Any]:
             "low": min(turns.rates),
             "high": max(turns.rates),
             "per_core": statistics.median(turns.rates) / threads,
+            "disk_mb_per_turn": statistics.median(turns.disk),
             "latency_ms": {f"p{q}": float(np.percentile(turns.latencies, q)) for q in (50, 90, 99)},
         }
         for name, turns in done.items()

@@ -1,5 +1,6 @@
 """Endless streams of training batches (random resized crop to 224, flip, normalized floats) by one loader each."""
 
+import gc
 import importlib.util
 import os
 import tarfile
@@ -201,7 +202,7 @@ def webdataset(material: Material) -> Iterator:
     transform = _torchvision_transform()
     shards = [str(material.folder / f"{k:04d}.tar") for k in range(_SHARDS)]
     dataset = (
-        wds.WebDataset(wds.ResampledShards(shards), shardshuffle=False)
+        wds.WebDataset(shards, resampled=True, shardshuffle=False)
         .shuffle(200)
         .decode("pil")
         .to_tuple("jpg", "cls")
@@ -282,7 +283,14 @@ def streaming(material: Material) -> Iterator:
 
 
 def drop_cache(path: Path) -> None:
-    """Ask the kernel to forget a file's pages, so that the next read is from the disk."""
+    """Ask the kernel to forget a file's pages, so that the next read is from the disk; pages still mapped stay."""
+    gc.collect()  # a pack that nobody uses any more may still be mapped
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def bytes_from_disk() -> int:
+    """What this process has had read from disks so far."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))

@@ -22,6 +22,7 @@ from bench.scaling_report import Row
 from bench.scaling_worker import MARK
 from bench.training import Setup
 from engine.launch import detect_launch
+from engine.mpirun import waiting
 from loaders.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,6 +49,8 @@ def run(arguments: argparse.Namespace) -> None:
         "agreement_steps": AGREEMENT_STEPS,
     }
     env = steps.environment() | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    if "SLURM_JOB_ID" not in env:
+        env |= waiting(arguments.gpus)
     # Ranks of all sizes get as many threads, or one rank would have all cores and many would have to share them.
     env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // arguments.gpus)))
     results = {}

@@ -106,19 +106,15 @@ def figure(rows: Sequence[Row], published: Mapping[int, float] | None, path: Pat
     left.plot(gpus, [row.images_per_second for row in rows], **ours)
     right.plot(gpus, gpus, "--", color="0.6", label="ideal")
     right.plot(gpus, [row.speedup for row in rows], **ours)
+    percents = {row.gpus: row.efficiency for row in rows[1:]}
+    _annotate(right, {row.gpus: row.speedup for row in rows}, percents, "tab:blue", (-6, 8), "right")
     if published:
-        shown = [n for n in published if n <= gpus[-1]]
-        left.plot(shown, [published[n] for n in shown], **theirs)
-        right.plot(shown, [published[n] / published[1] for n in shown], **theirs)
-    for row in rows[1:]:
-        right.annotate(
-            f"{row.efficiency:.1f}%",
-            (row.gpus, row.speedup),
-            textcoords="offset points",
-            xytext=(-6, 9),
-            ha="right",
-            fontsize=8,
-        )
+        rates = {n: rate for n, rate in published.items() if n <= gpus[-1]}
+        speedups = {n: rate / published[1] for n, rate in rates.items()}
+        left.plot(list(rates), list(rates.values()), **theirs)
+        right.plot(list(speedups), list(speedups.values()), **theirs)
+        percents = {n: 100 * speedups[n] / n for n in percents if n in speedups}
+        _annotate(right, speedups, percents, "tab:orange", (6, -14), "left")
     for panel, label in ((left, "images/s"), (right, "speedup")):
         panel.set(xscale="log", yscale="log", xlabel="GPUs", ylabel=label)
         panel.set_xticks(gpus, [str(n) for n in gpus])
@@ -127,6 +123,16 @@ def figure(rows: Sequence[Row], published: Mapping[int, float] | None, path: Pat
         panel.legend(loc="lower right")
     left.set_title("(a) throughput")
     right.set_title("(b) speedup, and efficiency E(N)")
+    right.set_ylim(top=3 * gpus[-1])
+    right.set_xlim(right=2.5 * gpus[-1])
     drawing.suptitle(title, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     drawing.savefig(path, dpi=130)
+
+
+def _annotate(
+    panel: Any, heights: Mapping[int, float], percents: Mapping[int, float], color: str, at: tuple[int, int], side: str
+) -> None:
+    for n, percent in percents.items():
+        place = {"textcoords": "offset points", "xytext": at, "ha": side}
+        panel.annotate(f"{percent:.1f}%", (n, heights[n]), fontsize=8, color=color, **place)

@@ -1,9 +1,11 @@
 # shellcheck shell=bash
 # Sourced by every job, after CLUSTER_ENV is set: environment, and settings with their reasons.
 
+set +u # the module command of many clusters reads variables that are not set
 # shellcheck source=/dev/null
 source "jobs/env/$CLUSTER_ENV.sh"
-if ! command -v python >/dev/null || ! python -c 'import torch' 2>/dev/null; then
+set -u
+if ! python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)'; then
     echo "no environment in ${VENV:-VENV}: on a node with internet, source jobs/env/$CLUSTER_ENV.sh && make env" >&2
     exit 2
 fi

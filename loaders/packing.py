@@ -7,7 +7,7 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,7 @@ def _plan(source: str, dest: Path, options: Options, quiet: bool) -> _Plan:
     _check_destination(dest, options)
     module = find_source(source, options.kind)
     listing = module.listing(source, options.under)
+    listing = replace(listing, items=listing.table)
     if options.classes:
         listing = keep_classes(listing, options.classes)
     listing = split(listing, options.part, options.holdout)

@@ -55,15 +55,18 @@ def test_mpi_ranks_share_the_shards(tmp_path, launch, ranks):
     assert refused.stderr.count("--force") == 1
 
 
+def _places(tmp_path):
+    return [str(tmp_path / "images"), str(tmp_path / "out.h5")]
+
+
 def killed(tmp_path, shards):
     """Pack a folder whose 10th image never comes, until the shards before it are finished; then kill -9."""
     files = folder(tmp_path / "images", per_class=4)
     slow = tmp_path / "images" / sorted(files)[9]
     slow.unlink()
     os.mkfifo(slow)
-    words = ["-m", "loaders.pack", "images", "out.h5", "--shards", str(shards), "--workers", "0"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, *words], cwd=tmp_path, env=environment, start_new_session=True)
+    words = ["-m", "loaders.pack", *_places(tmp_path), "--shards", str(shards), "--workers", "0"]
+    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, start_new_session=True)
     before = 9 * shards // 12
     ready = [staged_path(tmp_path / f"out-{k:05d}-of-{shards:05d}.h5") for k in range(before)]
     deadline = time.monotonic() + 60
@@ -78,13 +81,15 @@ def killed(tmp_path, shards):
     return files, ready
 
 
-def test_after_a_kill_finished_shards_are_kept(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_after_a_kill_finished_shards_are_kept(tmp_path, launch, ranks):
     files, ready = killed(tmp_path, 6)
     assert not list(tmp_path.glob("out*"))  # nothing under its own name
     before = [path.stat().st_ino for path in ready]
-    monkeypatch.chdir(tmp_path)
-    assert run("images", "out.h5", "--shards", 6, "--workers", 0) == 0
-    assert "4 of 6 shards were finished before" in capsys.readouterr().out
+    words = ["-m", "loaders.pack", *_places(tmp_path), "--shards", "6", "--workers", "0"]
+    again = launch(ranks, "mpirun", [*words, "--mpi"])
+    assert again.returncode == 0, again.stderr
+    assert "4 of 6 shards were finished before" in again.stdout
     after = [(tmp_path / f"out-{k:05d}-of-00006.h5").stat().st_ino for k in range(len(ready))]
     assert after == before
     assert {key: data for key, (data, _) in contents(tmp_path / "out.h5").items()} == files
@@ -92,15 +97,14 @@ def test_after_a_kill_finished_shards_are_kept(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("change", ["--restart", "--resize", "source", "truncated"])
-def test_shards_of_another_packing_are_not_kept(tmp_path, monkeypatch, capsys, change):
-    files, ready = killed(tmp_path, 6)
-    monkeypatch.chdir(tmp_path)
+def test_shards_of_another_packing_are_not_kept(tmp_path, capsys, change):
+    _, ready = killed(tmp_path, 6)
     options = {"--restart": ["--restart"], "--resize": ["--resize", 20]}.get(change, [])
     if change == "source":
         (tmp_path / "images/cat/new.png").write_bytes(encoded(photo(77), "PNG"))
     if change == "truncated":
         os.truncate(ready[0], 700)
-    assert run("images", "out.h5", "--shards", 6, "--workers", 0, *options) == 0
+    assert run(*_places(tmp_path), "--shards", 6, "--workers", 0, *options) == 0
     said = capsys.readouterr().out
     assert ("3 of 6 shards" in said) == (change == "truncated")
     assert "4 of 6" not in said

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
+import socket
 import subprocess
 import time
 from pathlib import Path
 
 PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "srun", "sbatch", "scontrol")
 NODES = ("n0", "n1")
-SPARE_PORTS = 17000  # slurmctld listens here, the nodes on the next ones
+PORTS = range(17000, 27000)  # outside of what the system hands out; another test run may have taken some
 
 CONFIG = """
 ClusterName=test
@@ -59,12 +61,29 @@ def find(name: str) -> str | None:
     return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
 
 
+def free_ports(count: int) -> int:
+    """The first of `count` ports in a row that nobody listens on; begins at random, for runs at the same moment."""
+    for first in random.sample(PORTS[:-count], 100):
+        taken = []
+        try:
+            for port in range(first, first + count):
+                taken.append(socket.create_server(("127.0.0.1", port)))
+            return first
+        except OSError:
+            continue
+        finally:
+            for server in taken:
+                server.close()
+    raise RuntimeError(f"no {count} free ports in a row among {PORTS}")
+
+
 class Cluster:
     """Starts on `with`, and stops all its daemons on leaving, whatever happened inside."""
 
     def __init__(self, folder: Path, cpus: int) -> None:
         self.folder = folder
         self._cpus = cpus
+        self._port = free_ports(1 + len(NODES))  # slurmctld's, then each node's
         self._daemons: list[subprocess.Popen] = []
         self.env = os.environ | {
             "SLURM_CONF": str(folder / "n0.conf"),
@@ -109,11 +128,11 @@ class Cluster:
 
     def _config(self, tmp: str) -> str:
         nodes = "\n".join(
-            f"NodeName={node} NodeHostname=localhost NodeAddr=127.0.0.1 Port={SPARE_PORTS + 1 + index} "
+            f"NodeName={node} NodeHostname=localhost NodeAddr=127.0.0.1 Port={self._port + 1 + index} "
             f"CPUs={self._cpus} RealMemory=4000"
             for index, node in enumerate(NODES)
         )
-        return CONFIG.format(folder=self.folder, tmp=tmp, port=SPARE_PORTS, nodes=nodes)
+        return CONFIG.format(folder=self.folder, tmp=tmp, port=self._port, nodes=nodes)
 
     def _daemon(self, name: str, *words: str) -> None:
         with open(self.folder / f"{name}-{len(self._daemons)}.out", "w") as log:

@@ -74,15 +74,6 @@ def test_srun_pretrains_over_two_nodes(cluster, digits, near_its_limit):
     assert checkpoint.find(folder).name == "step-00000020"
 
 
-def test_srun_without_mpi_is_refused_not_run_twice(cluster, digits):
-    folder = cluster.folder / "runs" / "alone"
-    words = ["-m", "engine.pretrain", "demo", *packs(digits), *SHORT, f"folder={folder}", "comm.backend=local"]
-    done = cluster.command("srun", "-N2", "-n2", sys.executable, *words, cwd=ROOT, check=False, timeout=120)
-    assert done.returncode == 2
-    assert "each task would train alone" in done.stderr
-    assert not folder.exists()
-
-
 def test_jobs_run(cluster, site, digits):
     """Pre-training, a sweep from what it left, packing, and scaling, as submitted jobs."""
     picture = cluster.folder / "digits.h5"
