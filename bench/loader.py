@@ -105,7 +105,8 @@ def report(done: dict[str, Turns], threads: int) -> dict[str, Any]:
 def table(rates: dict[str, Any], compared: dict[str, Any]) -> str:
     """For people."""
     lines = [
-        f"{'':28} {'images/s':>9} {'low':>7} {'high':>7} {'per core':>9} {'p50 ms':>8} {'p99 ms':>8} {'own CPU':>8}  pack is"
+        f"{'':28} {'images/s':>9} {'low':>7} {'high':>7} {'per core':>9} {'p50 ms':>8} {'p99 ms':>8}"
+        f" {'own CPU':>8}  pack is"
     ]
     for name, r in rates.items():
         times = f"{compared[name]['median']:.2f}x" if name in compared else ""
