@@ -39,7 +39,7 @@ test: env
 lint: env
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check --quiet . || { echo "run: ruff format ."; exit 1; }
-	@if command -v shellcheck >/dev/null; then shellcheck $$(git ls-files '*.sh' .ci/run); \
+	@if command -v shellcheck >/dev/null; then shellcheck -x $$(git ls-files '*.sh' '*.sbatch' .ci/run); \
 	else echo 'shellcheck is not installed: shell scripts were not checked'; fi
 
 clean:

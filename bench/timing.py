@@ -47,17 +47,21 @@ def measure(
     device: torch.device | str = "cpu",
     warmup: int = 3,
     between: Callable[[], Any] | None = None,
+    queued: bool = False,
 ) -> dict[str, Times]:
     """Times each variant `repeats` times, in turns, after `warmup` turns that do not count.
 
     The order within a turn rotates, so that none always follows the same other. `between` runs, untimed, before each
     call: to restore inputs, or to flush a cache. On a GPU each call is enclosed by two events, and the device is
-    idle when it starts, so launch costs count where the device waits for them.
+    idle when it starts, so launch costs count where the device waits for them; unless `queued`: then the device is
+    kept busy for 50 ms first, so that the host is ahead of it, as it is in the middle of training.
     """
     if not variants or repeats < 1:
         raise ValueError(f"{len(variants)} variants, {repeats} repeats; at least 1 of each expected")
     device = torch.device(device)
-    clock = _gpu_milliseconds if device.type == "cuda" else _cpu_milliseconds
+    clock = _cpu_milliseconds
+    if device.type == "cuda":
+        clock = _queued_milliseconds if queued else _gpu_milliseconds
     names = list(variants)
     taken: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(warmup + repeats):
@@ -155,9 +159,15 @@ def _cpu_milliseconds(call: Callable[[], Any]) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def _gpu_milliseconds(call: Callable[[], Any]) -> float:
+def _queued_milliseconds(call: Callable[[], Any]) -> float:
+    return _gpu_milliseconds(call, busy_cycles=100_000_000)
+
+
+def _gpu_milliseconds(call: Callable[[], Any], busy_cycles: int = 0) -> float:
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
+    if busy_cycles:
+        torch.cuda._sleep(busy_cycles)
     start.record()
     call()
     end.record()

@@ -40,12 +40,12 @@ struct Arrays {
 struct Step {
   const Unit* units;
   int64_t count;
-  const float* lr;           // one value, or one per group
-  int64_t lr_stride;         // 0 or 1
+  const float* lr;    // one value, or one per group
+  int64_t lr_stride;  // 0 or 1
   const Hyper* hyper;
-  const float* grad_scale;   // null, or what the gradients must be divided by
-  const float* found_inf;    // null, or non-zero: nothing is written
-  Dtype grad;                // none: nothing is updated, only the copy is written
+  const float* grad_scale;  // null, or what the gradients must be divided by
+  const float* found_inf;   // null, or non-zero: nothing is written
+  Dtype grad;               // none: nothing is updated, only the copy is written
   Dtype copy;
 };
 

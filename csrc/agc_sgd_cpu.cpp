@@ -3,6 +3,7 @@
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
+#include <cstring>
 #include <vector>
 
 #include "agc_sgd.h"
@@ -60,14 +61,28 @@ INLINE Standardizer standardizer_of(const float* p, int64_t n, const Hyper& hype
 }
 
 template <class T>
+INLINE T cast(float x) {
+  return static_cast<T>(x);
+}
+
+// c10's conversion, without its branch: to the nearest, ties to even; the compiler then makes vectors of it.
+template <>
+INLINE c10::BFloat16 cast<c10::BFloat16>(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return c10::BFloat16(static_cast<uint16_t>(x != x ? 0x7fc0u : rounded), c10::BFloat16::from_bits());
+}
+
+template <class T>
 INLINE void write(const float* from, T* to, int64_t n, const Hyper& hyper) {
   if (hyper.standardize_eps < 0.0f) {
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<T>(from[i]);
+    for (int64_t i = 0; i < n; ++i) to[i] = cast<T>(from[i]);
   } else {
     const Standardizer s = standardizer_of(from, n, hyper);
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<T>((from[i] - s.mean) * s.inverse);
+    for (int64_t i = 0; i < n; ++i) to[i] = cast<T>((from[i] - s.mean) * s.inverse);
   }
 }
 

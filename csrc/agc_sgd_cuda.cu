@@ -99,36 +99,46 @@ __global__ void __launch_bounds__(kMaxWarps* kLanes, 1) agc_sgd(const __grid_con
 }
 
 template <class Grad, int Tensors>
-cudaError_t launch(const Step& step, const Arrays* arrays, int tensors, const ClassCounts& classes, cudaStream_t stream) {
+cudaError_t launch(const Step& step, const Arrays* arrays, int tensors, const ClassCounts& classes,
+                   cudaStream_t stream) {
   static_assert(sizeof(Arguments<Tensors>) <= 32764, "more than a kernel can be given");
-  const Schedule schedule = schedule_of(classes);
-  if (schedule.loads() == 0) return cudaSuccess;
-  Arguments<Tensors> arguments{step, schedule, {}};
-  std::memcpy(arguments.arrays, arrays, tensors * sizeof(Arrays));
-
   const auto kernel = agc_sgd<Grad, Tensors>;
-  const int shared = static_cast<int>(Shared::bytes<Grad>(schedule.warps)), threads = schedule.warps * kLanes;
-  int device = 0, processors = 0, resident = 0;
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-  if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
-  if (error == cudaSuccess) error = cudaGetDevice(&device);
+  int device = 0, processors = 0, available = 0, resident = 0;
+  cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&available, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error != cudaSuccess) return error;
+  // By the largest gradient type for all: calls that must sum in the same order then have the same teams.
+  int most = kMaxWarps;
+  while (most > 1 && Shared::bytes<float>(most) > static_cast<size_t>(available)) most /= 2;
+  const Schedule schedule = schedule_of(classes, most);
+  if (schedule.loads() == 0) return cudaSuccess;
+  const int shared = static_cast<int>(Shared::bytes<Grad>(schedule.warps)), threads = schedule.warps * kLanes;
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  constexpr auto carveout = cudaFuncAttributePreferredSharedMemoryCarveout;
+  if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, carveout, cudaSharedmemCarveoutMaxShared);
   if (error == cudaSuccess) error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads, shared);
   if (error != cudaSuccess) return error;
-  const auto blocks = static_cast<unsigned>(std::min<int64_t>(schedule.loads(), static_cast<int64_t>(processors) * std::max(resident, 1)));
+
+  Arguments<Tensors> arguments{step, schedule, {}};
+  std::memcpy(arguments.arrays, arrays, tensors * sizeof(Arrays));
+  const auto blocks = static_cast<unsigned>(
+      std::min<int64_t>(schedule.loads(), static_cast<int64_t>(processors) * std::max(resident, 1)));
   kernel<<<blocks, threads, shared, stream>>>(arguments);
   return cudaGetLastError();
 }
 
 template <class Grad>
-cudaError_t launch(const Step& step, const Arrays* arrays, int tensors, const ClassCounts& classes, cudaStream_t stream) {
+cudaError_t launch(const Step& step, const Arrays* arrays, int tensors, const ClassCounts& classes,
+                   cudaStream_t stream) {
   if (tensors == 1) return launch<Grad, 1>(step, arrays, tensors, classes, stream);
   return launch<Grad, kMaxTensors>(step, arrays, tensors, classes, stream);
 }
 
 }  // namespace
 
-const char* agc_sgd_cuda(const Step& step, const Arrays* arrays, int tensors, const ClassCounts& classes, void* stream) {
+const char* agc_sgd_cuda(const Step& step, const Arrays* arrays, int tensors, const ClassCounts& classes,
+                         void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
   cudaError_t error = cudaSuccess;
   switch (step.grad) {

@@ -201,7 +201,8 @@ DEVICE void update(float& p, float& m, float g, const Transform& t, const Row<Gr
 
 // Updates a vector and writes it, with its plain copy.
 template <class Grad>
-DEVICE void update_vector(Quad<float>& p, Quad<float>& m, const Quad<Grad>& g, const Transform& t, const Row<Grad>& row, int64_t start) {
+DEVICE void update_vector(Quad<float>& p, Quad<float>& m, const Quad<Grad>& g, const Transform& t, const Row<Grad>& row,
+                          int64_t start) {
   for (int e = 0; e < kVector; ++e) update(p.x[e], m.x[e], device::to_float(g.x[e]), t, row);
   write(row.p, start, p);
   write(row.m, start, m);
@@ -245,7 +246,8 @@ DEVICE void resident_unit(const Row<Grad>& row, double unscale, Team& team, Shar
   if (needs_sums(row.hyper)) {
 #pragma unroll 2
     for (int slot = 0; slot < kSlots; ++slot) {
-      if (team.lane + slot * lanes < count) accumulate(sums, own.param[slot][warp_lane], own.grad[slot][warp_lane], row.standardizes());
+      if (team.lane + slot * lanes < count)
+        accumulate(sums, own.param[slot][warp_lane], own.grad[slot][warp_lane], row.standardizes());
     }
     accumulate(sums, edge_p, edge_g, row.standardizes());
   }
@@ -334,8 +336,10 @@ DEVICE void long_unit(const Row<Grad>& row, double unscale, Team& team, Shared& 
 DEVICE void write_only(const Row<NoGrad>& row, Team& team, Shared& shared) {
   double moments[2] = {};
   if (row.standardizes()) {
-    for (int64_t i = team.lane; i < row.span.vectors; i += team.lanes()) accumulate(moments, read(row.p, vector_start(row.span, i)));
-    for (int64_t i = team.lane; i < edge_count(row.span); i += team.lanes()) accumulate(moments, row.p[edge_index(row.span, i)]);
+    for (int64_t i = team.lane; i < row.span.vectors; i += team.lanes())
+      accumulate(moments, read(row.p, vector_start(row.span, i)));
+    for (int64_t i = team.lane; i < edge_count(row.span); i += team.lanes())
+      accumulate(moments, row.p[edge_index(row.span, i)]);
   }
   copy_unit(row, moments, team, shared);
 }
@@ -360,7 +364,7 @@ DEVICE void run_block(const Step& step, const Schedule& schedule, const Arrays* 
     const Row<Grad> row = row_of<Grad>(step, arrays, step.units[u]);
     if constexpr (std::is_same_v<Grad, NoGrad>) {
       write_only(row, team, shared);
-    } else if (load.size_class == 0 || edge_count(row.span) > kLanes) {
+    } else if (load.is_long || edge_count(row.span) > kLanes) {
       long_unit(row, unscale, team, shared);
     } else {
       resident_unit(row, unscale, team, shared);

@@ -94,7 +94,8 @@ BOOSTERBIT_MATH void update(float& param, float& momentum, float grad, Factors f
 }
 
 // The same for a standardized row: `grad` is of the standardized weight.
-BOOSTERBIT_MATH void update(float& param, float& momentum, float grad, const Transform& t, const Hyper& hyper, float lr) {
+BOOSTERBIT_MATH void update(float& param, float& momentum, float grad, const Transform& t, const Hyper& hyper,
+                            float lr) {
   update(param, momentum, (grad - t.grad_mean) - t.slope * (param - t.mean), t.factors, hyper, lr);
 }
 

@@ -47,11 +47,13 @@ struct Schedule {
   BOOSTERBIT_MATH int64_t loads() const { return load_end[kClasses - 1]; }
 };
 
-// As many warps as the largest team needs, so that small models get small blocks, which balance better.
-inline Schedule schedule_of(const ClassCounts& classes) {
-  Schedule schedule{kMinBlockWarps, {}, {}, {}};
+// As many warps as the largest team needs, so that small models get small blocks, which balance better; but no more than
+// `most`, a power of two, the warps whose share of shared memory the device has. Units of larger teams count as long.
+inline Schedule schedule_of(const ClassCounts& classes, int most = kMaxWarps) {
+  Schedule schedule{kMinBlockWarps < most ? kMinBlockWarps : most, {}, {}, {}};
   for (int c = 0; c < kClasses; ++c) {
-    if (classes.count[c] > 0 && team_warps(c) > schedule.warps) schedule.warps = team_warps(c);
+    const int wanted = team_warps(c) < most ? team_warps(c) : most;
+    if (classes.count[c] > 0 && wanted > schedule.warps) schedule.warps = wanted;
   }
   int64_t loads = 0, units = 0;
   for (int c = 0; c < kClasses; ++c) {
@@ -65,10 +67,10 @@ inline Schedule schedule_of(const ClassCounts& classes) {
   return schedule;
 }
 
-// One load: its class, the warps of each team, and the units, of which team t has the one at first + t.
+// One load: the warps of each team, and the units, of which team t has the one at first + t.
 struct Load {
-  int size_class;
   int team;
+  bool is_long;  // too long for the team to hold
   int64_t first;
   int64_t end;  // units of the class end here: later teams have none
 };
@@ -79,7 +81,8 @@ BOOSTERBIT_MATH Load find_load(const Schedule& schedule, int64_t index) {
   while (c < kClasses - 1 && index >= schedule.load_end[c]) ++c;
   const int64_t before = c == 0 ? 0 : schedule.load_end[c - 1];
   const int team = team_warps(c) < schedule.warps ? team_warps(c) : schedule.warps;
-  return Load{c, team, schedule.unit_begin[c] + (index - before) * (schedule.warps / team), schedule.unit_end[c]};
+  return Load{team, c == 0 || team_warps(c) > team, schedule.unit_begin[c] + (index - before) * (schedule.warps / team),
+              schedule.unit_end[c]};
 }
 
 // A unit as vectors of 4 elements that lie at multiples of their size, and the few elements before and after them.
@@ -100,6 +103,8 @@ BOOSTERBIT_MATH Span span_of(int64_t length, int phase, bool aligned) {
 // First element of a vector; its edges, the elements in no vector, and the element that an edge is.
 BOOSTERBIT_MATH int64_t vector_start(const Span& s, int64_t vector) { return s.head + vector * kVector; }
 BOOSTERBIT_MATH int64_t edge_count(const Span& s) { return s.length - s.vectors * kVector; }
-BOOSTERBIT_MATH int64_t edge_index(const Span& s, int64_t edge) { return edge < s.head ? edge : edge + s.vectors * kVector; }
+BOOSTERBIT_MATH int64_t edge_index(const Span& s, int64_t edge) {
+  return edge < s.head ? edge : edge + s.vectors * kVector;
+}
 
 }  // namespace boosterbit

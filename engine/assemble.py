@@ -21,6 +21,7 @@ from engine.flat import FlatParameters
 from engine.objective import Objective
 from engine.optim import AgcSgd, named_groups
 from engine.precision import Precision
+from engine.standardized import StandardizedWeights, choose
 from loaders import transform
 from loaders.errors import UserError
 from loaders.order import Blocks
@@ -35,6 +36,7 @@ class Parts:
     network: str
     model: bit.Bit
     flat: FlatParameters
+    standardized: StandardizedWeights | None
     optimizer: AgcSgd
     objective: Objective
     feed: Feed
@@ -44,6 +46,8 @@ class Parts:
     def broadcast(self, comm: Communicator) -> None:
         """Give all ranks rank 0's parameters."""
         comm.broadcast_(self.flat.values, "parameters")
+        if self.standardized is not None:
+            self.standardized.refresh()
 
     def evaluate(self, comm: Communicator) -> dict[str, float]:
         """Scores on the whole test set, over all ranks."""
@@ -56,7 +60,8 @@ class Parts:
             f"{self.network}: {numel:,} parameters, {self.about['num_classes']} classes, {self.objective.name}\n"
             f"{len(self.feed.plan.pool):,} images; batch {self.feed.plan.global_batch} over "
             f"{comm.size} rank{'s' if comm.size > 1 else ''} ({comm.name}); "
-            f"{self.precision.name} on {self.precision.device.type}; AGC-SGD: {self.optimizer.implementation}"
+            f"{self.precision.name} on {self.precision.device.type}; AGC-SGD: {self.optimizer.implementation}, "
+            f"weights standardized in the {'network' if self.standardized is None else 'optimizer'}"
         )
 
 
@@ -79,10 +84,13 @@ def build(
     if state is not None:
         weights.apply(model, state, new_head=True)
     model.to(precision.device)
+    flat = FlatParameters(model, channels_last=channels_last)
+    standardized = choose(model, flat, precision.compute_dtype, optim.standardize, optim.implementation)
     return Parts(
         network=network,
         model=model,
-        flat=FlatParameters(model, channels_last=channels_last),
+        flat=flat,
+        standardized=standardized,
         optimizer=AgcSgd(
             named_groups(model, optim.weight_decay, optim.no_decay),
             lr=lr,
@@ -91,6 +99,7 @@ def build(
             clipping=optim.clipping,
             eps=optim.eps,
             implementation=optim.implementation,
+            forward_weights=None if standardized is None else standardized.forward_weights,
         ),
         objective=objective.choose(feed.train.labels),
         feed=feed,

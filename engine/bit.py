@@ -14,73 +14,31 @@ changes the effective learning rate only, not the function. The head starts at z
 new head.
 """
 
-import difflib
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.family import MEMBERS, BitSpec, Cost, cost, member
 from loaders.errors import UserError
+
+__all__ = ["MEMBERS", "Bit", "BitSpec", "Cost", "build", "cost", "standardize"]
 
 STD_EPS = 1e-10
 """Added to the variance of a kernel, as published (timm has 1e-8; the difference is far below fp32
 accuracy)."""
 
 
-@dataclass(frozen=True)
-class BitSpec:
-    """What tells one member of the family from another."""
-
-    depths: tuple[int, ...]
-    """Bottleneck units in each block; every block after the first halves the resolution."""
-    width: float
-    """Factor on all channel counts: 64 in the root, 256, 512, 1024, 2048 out of the blocks, a quarter
-    inside."""
-    groups: int = 32
-    """Groups of every group norm."""
-    root: str = "imagenet"
-    """`imagenet`: 7x7 stride 2 and max pool, a quarter of the input's side; `half`: 3x3 stride 2; `same`: 3x3
-    stride 1."""
-
-    @property
-    def root_channels(self) -> int:
-        return round(64 * self.width)
-
-    @property
-    def block_channels(self) -> tuple[int, ...]:
-        """Output channels of each block."""
-        return tuple(round(256 * self.width) * 2**i for i in range(len(self.depths)))
-
-
-MEMBERS: dict[str, BitSpec] = {
-    "R50x1": BitSpec((3, 4, 6, 3), 1),
-    "R50x3": BitSpec((3, 4, 6, 3), 3),
-    "R101x1": BitSpec((3, 4, 23, 3), 1),
-    "R101x3": BitSpec((3, 4, 23, 3), 3),
-    "R152x2": BitSpec((3, 8, 36, 3), 2),
-    "R152x4": BitSpec((3, 8, 36, 3), 4),
-    "R8x0.25-8px": BitSpec((1, 1), 0.25, groups=8, root="same"),
-    "R11x0.25-32px": BitSpec((1, 1, 1), 0.25, groups=8, root="half"),
-    "R20x0.25-32px": BitSpec((2, 2, 2), 0.25, groups=8, root="half"),
-    "R20x0.5-32px": BitSpec((2, 2, 2), 0.5, groups=16, root="half"),
-}
-"""The published members, and small ones of our own, named alike: R layers x width - image side. Each takes
-any size of at least its stride; the side in the name is the one whose detail its root keeps."""
-
-
 class StdConv2d(nn.Conv2d):
     """Convolution with a standardized kernel: zero mean, unit (biased) variance over each output row.
 
-    With `prestandardized` set the weight is taken as it is: for training loops that keep standardized
-    weights.
+    Where `standardized` is set, it is read in the place of the weight: a training loop keeps it up to date.
     """
 
-    prestandardized = False
+    standardized: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, in, h, w) → (b, out, h', w')."""
-        weight = self.weight if self.prestandardized else standardize(self.weight)
+        weight = standardize(self.weight) if self.standardized is None else self.standardized
         return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
@@ -196,7 +154,7 @@ def build(name: str, num_classes: int, *, zero_head: bool = True) -> Bit:
     `zero_head` starts the classifier at zero; otherwise it has PyTorch's default. UserError for an unknown
     name or no classes.
     """
-    spec = _member(name)
+    spec = member(name)
     if num_classes < 1:
         raise UserError(f"num_classes is {num_classes}; expected 1 or more: is the pack labelled?")
     model = Bit(spec, num_classes)
@@ -204,51 +162,3 @@ def build(name: str, num_classes: int, *, zero_head: bool = True) -> Bit:
         nn.init.zeros_(model.head.conv.weight)
         nn.init.zeros_(model.head.conv.bias)
     return model
-
-
-def _member(name: str) -> BitSpec:
-    if name not in MEMBERS:
-        near = difflib.get_close_matches(name, MEMBERS, 1, 0.0)[0]
-        raise UserError(f"no network is called {name!r}; the nearest is {near!r} of {', '.join(MEMBERS)}")
-    return MEMBERS[name]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a network costs, by counting."""
-
-    parameters: int
-    """Trainable parameters."""
-    forward_flops: int
-    """Of one image's forward pass: 2 for each multiply-add of the convolutions; the rest is bound by
-    memory."""
-    training_flops: int
-    """Of one image's forward and backward pass, which is as many again for the weights' gradients, and for
-    the inputs' too, but for the root, whose input needs none."""
-
-
-def cost(name: str, num_classes: int, size: int = 224) -> Cost:
-    """The cost of `build(name, num_classes)` on square images of `size` pixels, without building it.
-
-    UserError for an unknown name.
-    """
-    spec = _member(name)
-    side = size if spec.root == "same" else (size - 1) // 2 + 1
-    kernel = 7 if spec.root == "imagenet" else 3
-    cin = spec.root_channels
-    parameters = 3 * cin * kernel**2
-    root_macs = macs = parameters * side**2
-    if spec.root == "imagenet":
-        side = (side - 1) // 2 + 1
-    for i, (depth, cout) in enumerate(zip(spec.depths, spec.block_channels, strict=True)):
-        mid = cout // 4
-        for j in range(depth):
-            stride = 2 if i > 0 and j == 0 else 1
-            before, side = side, (side - 1) // stride + 1
-            projects = stride != 1 or cin != cout
-            after = 9 * mid * mid + mid * cout + projects * cin * cout
-            parameters += cin * mid + after + 2 * cin + 4 * mid
-            macs += cin * mid * before**2 + after * side**2
-            cin = cout
-    head = cin * num_classes
-    return Cost(parameters + head + num_classes + 2 * cin, 2 * (macs + head), 2 * (3 * (macs + head) - root_macs))

@@ -12,7 +12,7 @@ from typing import NoReturn, TypeVar
 
 from omegaconf import OmegaConf
 
-from engine.comm import Communicator, SharedError, connect
+from engine.comm import Communicator, SharedError, Stopped, connect
 from engine.configure import explain, load, recipes, to_yaml, variants
 from engine.launch import detect_launch
 from loaders.errors import UserError
@@ -65,7 +65,7 @@ def start(
     body: Callable[[Settings, Communicator], None],
     several: tuple[str, ...] = (),
 ) -> NoReturn:
-    """Load the configuration, connect, run `body`, and exit: 0; 2 for unusable input; 1 for a defect.
+    """Load the configuration, connect, run `body`, and exit: 0; 2 for unusable input; 1 for a defect; 75 if stopped.
 
     Keys named in `several` may have values separated by commas: `body` runs for each combination in turn.
 
@@ -90,8 +90,8 @@ def start(
             body(settings, comm)
     except SharedError as error:
         if comm.leads:
-            _say(f"error: {error}")
-        code = USAGE_ERROR
+            _say(str(error) if isinstance(error, Stopped) else f"error: {error}")
+        code = error.exit_code
     except (UserError, OSError) as error:
         _fail_alone(comm, f"error: {error}", USAGE_ERROR)
     except KeyboardInterrupt:

@@ -28,6 +28,14 @@ BACKENDS = ("auto", "horovod", "torch", "local")
 class SharedError(UserError):
     """A UserError that all ranks raise at the same point, so that they can leave in good order, and one speaks."""
 
+    exit_code = 2
+
+
+class Stopped(SharedError):
+    """Training stopped on request after a checkpoint; the same command goes on from there."""
+
+    exit_code = 75  # EX_TEMPFAIL: job scripts requeue on it
+
 
 class Handle(Protocol):
     """A collective under way."""

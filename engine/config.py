@@ -89,10 +89,14 @@ class AgcSgdConfig:
     clipping: float | None = 0.01  # adaptive gradient clipping, share of the weight's norm; none: no clipping
     eps: float = 1e-3  # smallest norm that a weight counts with in clipping
     implementation: str = "auto"  # auto: fused where built; fused: C++/CUDA kernel; foreach: plain torch
+    standardize: str = "auto"  # weights, in the fused optimizer (once a step) or the network (each pass); auto: fused
 
     def __post_init__(self) -> None:
         _one_of("optim.no_decay", self.no_decay, ("none", "norm_bias"))
         _one_of("optim.implementation", self.implementation, ("auto", "fused", "foreach"))
+        _one_of("optim.standardize", self.standardize, ("auto", "optimizer", "network"))
+        if self.standardize == "optimizer" and self.implementation == "foreach":
+            raise UserError("optim.standardize=optimizer needs the fused optimizer; choose optim.implementation=fused")
         _positive("optim.eps", self.eps)
 
 

@@ -36,6 +36,8 @@ class FlatParameters:
     zero, and stay so. A 4-D weight (O, I, H, W) is stored as (O, H, W, I) where `channels_last`, else as it is:
     either way the row of one output is contiguous. `count` is one extra element at the end of the last slice, for
     the number of labels that the loss was summed over: it is summed over the ranks along with the gradients.
+    `leaves` are the tensors whose gradients autograd delivers: the parameters, unless the network reads other tensors
+    in their place, which then share their gradients.
     """
 
     def __init__(self, model: nn.Module, *, channels_last: bool) -> None:
@@ -43,6 +45,7 @@ class FlatParameters:
         if not named:
             raise AssertionError("the network has no parameters to train")
         device = named[0][1].device
+        self.channels_last = channels_last
         self.slots: list[Slot] = []
         self.parameters: list[nn.Parameter] = []
         end = 0
@@ -59,6 +62,7 @@ class FlatParameters:
                 value.copy_(parameter)
                 parameter.data = value
                 parameter.grad = self.view(self.grads, slot, channels_last=channels_last)
+        self.leaves: list[torch.Tensor] = list(self.parameters)
 
     @staticmethod
     def view(buffer: torch.Tensor, slot: Slot, *, channels_last: bool) -> torch.Tensor:
@@ -99,7 +103,7 @@ class GradientSum:
                 self._slices.append(flat._all[begin:end])
                 self._awaited.append(len(members))
                 for member in members:
-                    flat.parameters[member].register_post_accumulate_grad_hook(self._hook(number))
+                    flat.leaves[member].register_post_accumulate_grad_hook(self._hook(number))
                 begin, members = end, []
 
     def _hook(self, number: int):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine import ops
+from engine.span import FlatSpan, laid_out_as, same_layout
 from loaders.errors import UserError
 
 MAX_TENSORS = 960
@@ -65,7 +67,7 @@ class ListCall:
     units: ops.UnitTable
 
     def run(self, lr: Tensor, hyper: Tensor, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
-        arrays = self.params, [_laid_out_as(param, param.grad) for param in self.params], self.momenta
+        arrays = self.params, [laid_out_as(param, param.grad) for param in self.params], self.momenta
         tables = self.units.units, self.units.classes, lr, hyper
         amp = {"grad_scale": grad_scale, "found_inf": found_inf}
         torch.ops.boosterbit.agc_sgd_list_(*arrays, *tables, **amp, copies=self.copies)
@@ -96,21 +98,32 @@ class Plan:
             if groups[member.group]["momentum"] != 0:
                 state[member.param]["momentum_buffer"] = self._momenta[member.param]
         self._flat = any(isinstance(call, FlatCall) for call in self.calls)
-        self._places = [_place(member.param, self._flat) for member in self.members]
+        self._params = [p for group in groups for p in group["params"]]
+        self._grads = [p.grad if self._flat or p.grad is None else p.grad.dtype for p in self._params]
+        self._addresses = self._find()
+        self._states = len(state)
+        self._kinds = _kinds(groups)
+
+    def _find(self) -> list[int]:
+        grads = [grad for grad in self._grads if grad is not None] if self._flat else []
+        return [tensor.data_ptr() for tensor in (*self._params, *grads)]
 
     def fits(self, groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, dict]) -> bool:
-        """Whether the same parameters have gradients and momenta, at the same places as when this plan was made."""
-        now = members(groups)
-        return (
-            len(now) == len(self.members)
-            and all(a.param is b.param and a.group == b.group for a, b in zip(now, self.members, strict=True))
-            and [_place(member.param, self._flat) for member in now] == self._places
-            and all(
-                groups[member.group]["momentum"] == 0
-                or state[member.param].get("momentum_buffer") is self._momenta[member.param]
-                for member in now
-            )
-        )
+        """Whether the same parameters have gradients, at the same places as when this plan was made.
+
+        This is most of what the host does in a step, so it looks at each tensor as little as it can.
+        """
+        params = [p for group in groups for p in group["params"]]
+        if len(params) != len(self._params) or not all(map(is_, params, self._params)) or len(state) != self._states:
+            return False
+        if self._kinds != _kinds(groups):
+            return False
+        grads = [p.grad for p in params]
+        if self._flat:
+            same = all(map(is_, grads, self._grads))
+        else:
+            same = [grad if grad is None else grad.dtype for grad in grads] == self._grads
+        return same and self._find() == self._addresses
 
     def run(self, lr: Tensor, hyper: Tensor, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """One step, with two rows of `hyper` for each group, see `Tables`."""
@@ -210,78 +223,17 @@ class Tables:
         return self._lr
 
 
-@dataclass(frozen=True)
-class FlatSpan:
-    """Parameters that are views of one buffer: where it begins, and how long it is, in elements."""
-
-    first: Tensor
-    begin: int
-    length: int
-    params: Sequence[Tensor]
-
-    @classmethod
-    def of(cls, params: Sequence[Tensor]) -> FlatSpan | None:
-        """The span of `params`, None where they lie in different buffers or sparsely in one."""
-        full = [param for param in params if param.numel()]
-        if not full or len({param.untyped_storage().data_ptr() for param in full}) != 1:
-            return None
-        begin = min(param.storage_offset() for param in full)
-        end = max(param.storage_offset() + param.numel() for param in full)
-        numel = sum(param.numel() for param in full)
-        return cls(full[0], begin, end - begin, params) if numel <= end - begin <= 2 * numel else None
-
-    def offset(self, param: Tensor) -> int:
-        """Elements of the span before `param`; 0 where it is empty, and so anywhere."""
-        return param.storage_offset() - self.begin if param.numel() else 0
-
-    def shift(self, tensors: Sequence[Tensor | None]) -> int | None:
-        """How much further in their buffer `tensors` lie than the parameters in theirs; None where they are not views
-        of one buffer that has the parameters' order, layouts and gaps."""
-        pairs = [(p, t) for p, t in zip(self.params, tensors, strict=True) if p.numel()]
-        if any(t is None or not _same_layout(p, t) for p, t in pairs):
-            return None
-        shifts = {t.storage_offset() - p.storage_offset() for p, t in pairs}
-        buffers = {(t.untyped_storage().data_ptr(), t.dtype) for _, t in pairs}
-        return shifts.pop() if len(shifts) == len(buffers) == 1 else None
-
-    def whole(self, tensors: Sequence[Tensor]) -> Tensor:
-        """The part of the tensors' buffer that corresponds to the span, 1-D."""
-        some = next(t for p, t in zip(self.params, tensors, strict=True) if p.numel())
-        return some.detach().as_strided((self.length,), (1,), self.begin + self.shift(tensors))
-
-    def view(self, buffer: Tensor, param: Tensor) -> Tensor:
-        """The parameter's part of `buffer`, which is as long as the span, in its shape and layout."""
-        if not param.numel():
-            return torch.empty_like(param.detach(), dtype=buffer.dtype)
-        return buffer.as_strided(param.shape, param.stride(), buffer.storage_offset() + self.offset(param))
-
-    def momentum(self, found: Sequence[Tensor | None]) -> Tensor:
-        """One buffer with the momenta `found`, zero where there is none yet: theirs, if it is one already."""
-        if self.shift(found) is not None:
-            return self.whole(found)
-        buffer = torch.zeros(self.length, device=self.first.device)
-        for param, momentum in zip(self.params, found, strict=True):
-            if momentum is not None and param.numel():
-                self.view(buffer, param).copy_(momentum)
-        return buffer
+def _kinds(groups: Sequence[Mapping[str, Any]]) -> list[tuple[bool, bool]]:
+    """What of a group's settings decides on units and state."""
+    return [(group["clipping"] is None, group["momentum"] == 0) for group in groups]
 
 
 def _momentum(param: Tensor, found: Tensor | None) -> Tensor:
     if found is None:
         return torch.zeros_like(param.detach(), dtype=torch.float32)
-    if found.dtype == torch.float32 and found.device == param.device and _same_layout(param, found):
+    if found.dtype == torch.float32 and found.device == param.device and same_layout(param, found):
         return found
     return torch.empty_like(param.detach()).copy_(found)
-
-
-def _same_layout(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of a shape number their elements alike; the stride of a dimension of 1 means nothing."""
-    sizes = zip(a.shape, a.stride(), b.stride(), strict=True)
-    return a.shape == b.shape and (a.numel() == 0 or all(n == 1 or s == t for n, s, t in sizes))
-
-
-def _laid_out_as(param: Tensor, grad: Tensor) -> Tensor:
-    return grad if _same_layout(param, grad) else torch.empty_like(param.detach(), dtype=grad.dtype).copy_(grad)
 
 
 def _checked_dtype(grad: Tensor) -> torch.dtype:
@@ -290,7 +242,3 @@ def _checked_dtype(grad: Tensor) -> torch.dtype:
     if grad.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise UserError(f"the fused optimizer takes float32, float16 and bfloat16 gradients, found {grad.dtype}")
     return grad.dtype
-
-
-def _place(param: Tensor, flat: bool) -> tuple:
-    return param.data_ptr(), param.grad.dtype, flat and (param.grad.data_ptr(), param.grad.stride())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -10,10 +11,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from engine import checkpoint
-from engine.comm import SharedError
+from engine.comm import Handle, SharedError, Stopped
 from engine.metrics import MetricLog, plot_curves
 from engine.trainer import Trainer
 
@@ -132,7 +134,12 @@ class SaveCheckpoints:
 
     def after_step(self, trainer: Trainer) -> None:
         due = any(crossed(trainer.step, interval) for interval in self._intervals)
-        if not (due or trainer.step == trainer.total_steps) or not trainer.comm.leads:
+        if due or trainer.step == trainer.total_steps:
+            self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Write a checkpoint now."""
+        if not trainer.comm.leads:
             return
         with trainer.meter.paused():
             about = self._about | {"step": trainer.step, "images": trainer.step * trainer.global_batch}
@@ -140,6 +147,47 @@ class SaveCheckpoints:
 
     def finish(self, trainer: Trainer) -> None:
         """Nothing left to do: the last step was saved."""
+
+
+class StopOnSignal:
+    """Ends training in good order, with a checkpoint, some steps after SIGUSR1 reached any rank.
+
+    Schedulers send it ahead of a time limit (`--signal=USR1@300`), and not to all ranks at the same step. So the ranks
+    add up who has heard it, `every` steps, and look at the sum `every` steps later: none waits for another.
+    """
+
+    def __init__(self, checkpoints: SaveCheckpoints, every: int = 5) -> None:
+        self._checkpoints, self._every = checkpoints, every
+        self._heard = False
+        self._sum: tuple[torch.Tensor, Handle] | None = None
+        signal.signal(signal.SIGUSR1, self._hear)  # and never back: the default would kill a run that is just ending
+
+    def _hear(self, number: int, frame: object) -> None:
+        self._heard = True
+
+    def after_step(self, trainer: Trainer) -> None:
+        if trainer.step % self._every or trainer.step == trainer.total_steps:
+            return
+        if self._sum is not None:
+            total, handle = self._sum
+            handle.wait()
+            if total.item():
+                self._stop(trainer)
+        total = torch.tensor([float(self._heard)])
+        self._sum = (total, trainer.comm.start_sum_(total, "stop"))
+
+    def _stop(self, trainer: Trainer) -> None:
+        self._checkpoints.save(trainer)
+        # A launcher may end all ranks once one has exited: none leaves before the checkpoint is whole.
+        trainer.comm.sum_(torch.zeros(1), "stopped")
+        raise Stopped(
+            f"stopped by SIGUSR1 at step {trainer.step} of {trainer.total_steps}, with a checkpoint; "
+            "the same command goes on from there"
+        )
+
+    def finish(self, trainer: Trainer) -> None:
+        if self._sum is not None:
+            self._sum[1].wait()
 
 
 def crossed(step: int, interval: float) -> bool:

@@ -38,7 +38,16 @@ def rank_environment(ranks: int) -> dict[str, str]:
     """This environment, with the cores shared out among the ranks."""
     threads = max(1, len(os.sched_getaffinity(0)) // ranks)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return os.environ | {"OMP_NUM_THREADS": str(threads), "PATH": path}
+    return os.environ | waiting(ranks) | {"OMP_NUM_THREADS": str(threads), "PATH": path}
+
+
+def waiting(ranks: int) -> dict[str, str]:
+    """Settings for how `ranks` ranks on this machine wait for each other.
+
+    Open MPI spins while it waits. Each rank has a thread that computes and Horovod's, which waits: with fewer cores
+    than that, waiting takes the core from computing. Yielding made two ranks on two cores nearly twice as fast.
+    """
+    return {"OMPI_MCA_mpi_yield_when_idle": "1"} if 2 * ranks > len(os.sched_getaffinity(0)) else {}
 
 
 def _program(name: str) -> str | None:

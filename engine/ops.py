@@ -52,9 +52,9 @@ class UnitTable:
     """The units of a call."""
 
     units: Tensor
-    """(U, 4) int64: offset, length, row of the hyper table, tensor. Sorted by size class."""
+    """(U, 4) int64: offset, length, row of the hyper table, tensor. The longest first."""
     classes: list[int]
-    """Units in each size class; their sum is U."""
+    """Units in each size class of csrc/agc_sgd_rows.h, the longest first; their sum is U."""
 
     def to(self, device: torch.device) -> UnitTable:
         """The table on a device. The host does not wait."""

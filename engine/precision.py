@@ -36,6 +36,11 @@ class Precision:
             return torch.autocast(self.device.type, dtype=_AUTOCAST[self.name])
         return nullcontext()
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What convolutions compute with."""
+        return _AUTOCAST.get(self.name, torch.float32)
+
     def scaler(self) -> torch.amp.GradScaler:
         """A loss scaler that does nothing except in fp16."""
         return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")

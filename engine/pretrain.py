@@ -85,8 +85,8 @@ def _hooks(
         found.append(hooks.Evaluate(lambda: parts.evaluate(comm), every, progress, log, config.name))
     checkpoints = Path(config.folder) / "checkpoints"
     every = config.train.checkpoint_every
-    found.append(hooks.SaveCheckpoints(checkpoints, parts.about, config.train.keep, times.steps_per_epoch, every))
-    return found
+    saving = hooks.SaveCheckpoints(checkpoints, parts.about, config.train.keep, times.steps_per_epoch, every)
+    return [*found, saving, hooks.StopOnSignal(saving)]
 
 
 def _resume(config: PretrainConfig, folder: Path, about: dict) -> checkpoint.Checkpoint | None:

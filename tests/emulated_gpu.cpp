@@ -199,7 +199,8 @@ void run_fibers() {
 template <class Grad>
 void run_grid(const Step& step, const Arrays* arrays, const Schedule& schedule) {
   const size_t bytes = Shared::bytes<Grad>(schedule.warps);
-  const auto memory = std::unique_ptr<char, decltype(&std::free)>(static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)), &std::free);
+  const auto memory = std::unique_ptr<char, decltype(&std::free)>(
+      static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)), &std::free);
   machine.threads = schedule.warps * kLanes;
   for (machine.block = 0; machine.block < machine.blocks && machine.error.empty(); ++machine.block) {
     std::memset(memory.get(), 0xff, bytes);
@@ -210,18 +211,26 @@ void run_grid(const Step& step, const Arrays* arrays, const Schedule& schedule) 
 
 }  // namespace
 
-// One launch of `blocks` blocks. `classes`: kClasses counts. Returns null, or what went wrong.
-extern "C" const char* emulate(const int64_t* units, const float* lr, int64_t lr_stride, const float* hyper, const float* grad_scale,
-                               const float* found_inf, int grad, int copy, const void* arrays, const int64_t* classes, int blocks, int seed) {
-  const Step step{reinterpret_cast<const Unit*>(units), 0, lr, lr_stride, reinterpret_cast<const Hyper*>(hyper), grad_scale, found_inf,
-                  static_cast<Dtype>(grad), static_cast<Dtype>(copy)};
+// One launch of `blocks` blocks of at most `most_warps` warps. `classes`: kClasses counts. Returns null, or what went wrong.
+extern "C" const char* emulate(const int64_t* units, const float* lr, int64_t lr_stride, const float* hyper,
+                               const float* grad_scale, const float* found_inf, int grad, int copy, const void* arrays,
+                               const int64_t* classes, int blocks, int seed, int most_warps) {
+  const Step step{reinterpret_cast<const Unit*>(units),
+                  0,
+                  lr,
+                  lr_stride,
+                  reinterpret_cast<const Hyper*>(hyper),
+                  grad_scale,
+                  found_inf,
+                  static_cast<Dtype>(grad),
+                  static_cast<Dtype>(copy)};
   ClassCounts counts;
   std::copy(classes, classes + kClasses, counts.count);
   machine.error.clear();
   machine.random.seed(seed);
   machine.blocks = blocks;
   const auto* tensors = static_cast<const Arrays*>(arrays);
-  const Schedule schedule = schedule_of(counts);
+  const Schedule schedule = schedule_of(counts, most_warps);
   switch (step.grad) {
     case Dtype::none: run_grid<NoGrad>(step, tensors, schedule); break;
     case Dtype::f32: run_grid<float>(step, tensors, schedule); break;

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine import bit
+from engine import bit, family
 from loaders.errors import UserError
 
 PUBLISHED = {  # BiT's own table, and the paper's heads
@@ -143,14 +143,14 @@ def test_standardization_keeps_fp32_under_autocast():
     assert torch.equal(half, wide.half())
 
 
-def test_prestandardized_weights_are_taken_as_they_are():
+def test_standardized_weights_are_taken_as_they_are():
     conv = bit.StdConv2d(3, 4, 3, bias=False)
     x = torch.randn(2, 3, 8, 8)
     expected = conv(x)
-    conv.weight.data = bit.standardize(conv.weight.data)
-    conv.prestandardized = True
+    conv.standardized = bit.standardize(conv.weight.data)
     torch.testing.assert_close(conv(x), expected)
-    assert not bit.StdConv2d(3, 4, 3).prestandardized
+    assert set(conv.state_dict()) == {"weight"}
+    assert bit.StdConv2d(3, 4, 3).standardized is None
 
 
 def test_new_head_is_zero_and_every_parameter_learns():
@@ -191,3 +191,13 @@ def test_bad_requests():
         bit.cost("r50x1", 10)
     with pytest.raises(UserError, match="num_classes is 0"):
         bit.build("R50x1", 0)
+
+
+def test_layers_are_those_of_the_network():
+    """The scaling model takes its slices of gradients from this list: names, order and sizes must be the network's."""
+    found = {layer.name: layer.parameters for layer in family.layers("R152x4", 21_842)}
+    expected = {}
+    for name, parameter in on_meta("R152x4", 21_842).named_parameters():
+        layer = name.rpartition(".")[0]
+        expected[layer] = expected.get(layer, 0) + parameter.numel()
+    assert list(found.items()) == list(expected.items())

@@ -35,7 +35,7 @@ def gpu(tmp_path_factory):
     emulate = ctypes.CDLL(str(library)).emulate
     emulate.restype = ctypes.c_char_p
 
-    def launch(params, grads, momenta, table, lr, hyper, copies=(), amp=(None, None), blocks=3, seed=0):
+    def launch(params, grads, momenta, table, lr, hyper, copies=(), amp=(None, None), blocks=3, seed=0, most=16):
         def pointers(tensors):
             return [t.data_ptr() for t in tensors] or [0] * len(params)
 
@@ -47,7 +47,7 @@ def gpu(tmp_path_factory):
         address = [ctypes.c_void_p(x.data_ptr()) for x in (table.units, lr, hyper)]
         tables = [ctypes.c_void_p(x.ctypes.data) for x in (arrays, classes)]
         error = emulate(
-            address[0], address[1], ctypes.c_int64(0), address[2], *flags, grad, copy, *tables, blocks, seed
+            address[0], address[1], ctypes.c_int64(0), address[2], *flags, grad, copy, *tables, blocks, seed, most
         )
         assert error is None, error
 
@@ -165,3 +165,9 @@ def test_without_clipping(gpu):
 @pytest.mark.parametrize("seed", range(6))
 def test_teams_that_divide_while_others_lag(gpu, seed):
     check(gpu, *case([(1, 18432), (4, 9000), (8, 4608), (8, 2304)]), blocks=1, seed=seed)
+
+
+@pytest.mark.parametrize("most", [1, 2, 8])
+def test_devices_with_little_shared_memory(gpu, most):
+    check(gpu, *case(SHAPES, copy_dtype=torch.float32), most=most)
+    check(gpu, *case([(2, 18432), (3, 3000), (5, 64)], copy_dtype=torch.float32, standardized=True), most=most)

@@ -61,7 +61,10 @@ def test_a_hundred_steps_against_the_oracle(layout, channels_last, device):
         assert all(torch.equal(p.grad, g) for p, g in zip(params, grads, strict=True))
     assert [type(call) for call in optimizer._plan.calls] == [FlatCall if layout == "flat" else ListCall]
     assert_close(params, oracle.params, 1e-6, "parameter")
-    assert_close([optimizer.state[p]["momentum_buffer"] for p in params], oracle.momenta, 1e-6, "momentum")
+    momenta = [optimizer.state[p]["momentum_buffer"] for p in params]
+    assert_close(momenta, oracle.momenta, 1e-6, "momentum")
+    buffers = {m.untyped_storage().data_ptr() for m in momenta if m.numel()}
+    assert len(buffers) == (1 if layout == "flat" else sum(p.numel() > 0 for p in params))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -248,6 +251,20 @@ def test_gradients_that_come_go_and_move():
         twin.step()
         assert_close(params, twins, 1e-6)
         assert [p in optimizer.state for p in params] == [q in twin.state for q in twins]
+
+
+def test_settings_that_change_between_steps():
+    params, twins = ([nn.Parameter(torch.ones(shape)) for shape in ((4, 3000), (7,))] for _ in range(2))
+    optimizer = AgcSgd(params, lr=0.1, implementation="fused", **SETTINGS | {"clipping": None})
+    twin = AgcSgd(twins, lr=0.1, implementation="foreach", **SETTINGS | {"clipping": None})
+    for change in ({}, {"clipping": 0.01}, {"momentum": 0.5, "eps": 2.0}, {"weight_decay": 0.1}, {"nesterov": False}):
+        optimizer.param_groups[0].update(change)
+        twin.param_groups[0].update(change)
+        for p, q, g in zip(params, twins, gradients(params, 1), strict=True):
+            p.grad, q.grad = g, g.clone()
+        optimizer.step()
+        twin.step()
+        assert_close(params, twins, 1e-6)
 
 
 @pytest.mark.parametrize("device", DEVICES)

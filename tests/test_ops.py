@@ -66,7 +66,7 @@ def test_a_step_is_traced():
     assert torch.equal(m, expected[1])
 
 
-def test_units_are_rows_sorted_by_class():
+def test_units_are_rows_and_the_longest_come_first():
     regions = [
         ops.Region((2, 1152), 0, 0, 3),
         ops.Region((5,), 7, 1, 2),
@@ -80,7 +80,7 @@ def test_units_are_rows_sorted_by_class():
     expected = [[18433 * i, 18433, 0, 0] for i in range(3)]  # too long for a block
     expected += [[0, 4096, 4, 5], [4096, 4096, 4, 5]]
     expected += [[0, 1152, 0, 3], [1152, 1152, 0, 3]]
-    expected += [[7, 5, 1, 2], [5, 1, 1, 0], [100, 6, 2, 0], [106, 6, 2, 0], [8192, 808, 4, 5]]
+    expected += [[8192, 808, 4, 5], [100, 6, 2, 0], [106, 6, 2, 0], [7, 5, 1, 2], [5, 1, 1, 0]]
     assert table.units.tolist() == expected
     assert table.classes == [3, 0, 0, 2, 0, 7]
 
@@ -143,3 +143,17 @@ def test_autograd_notices_the_change():
     torch.ops.boosterbit.agc_sgd_(p.detach(), g, m, *tables)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         squared.backward()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_copies_are_rounded_as_torch_rounds(dtype, device):
+    bits = torch.randint(-(2**31), 2**31, (100_000,), generator=torch.Generator().manual_seed(0))
+    ties = torch.arange(0x3F800000, 0x3F900000, 0x8000) | torch.randint(0, 2, (32,)) * 0x7FFF
+    param = torch.cat([bits, ties]).to(torch.int32).view(torch.float32).to(device)
+    copy = torch.zeros(len(param), dtype=dtype, device=device)
+    table = ops.unit_table([ops.Region((len(param),), 0, 0)]).to(torch.device(device))
+    torch.ops.boosterbit.write_copy_(param, copy, table.units, table.classes, hyper(device))
+    torch.testing.assert_close(copy, param.to(dtype), rtol=0, atol=0, equal_nan=True)
+    assert copy.isinf().any()
+    assert copy.isnan().any()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engine import bit, checkpoint, pretrain
-from engine.comm import Communicator
+from engine.comm import Communicator, Stopped
 from engine.config import PretrainConfig
 from engine.configure import load
 from engine.launch import Launch
@@ -182,3 +182,26 @@ def test_bad_input_ends_in_one_message(digits, tmp_path, capsys, what):
     assert said in message
     assert "Traceback" not in message
     assert (tmp_path / "run").exists() == existed
+
+
+def test_a_signal_ends_a_run_with_a_checkpoint(digits, tmp_path, monkeypatch):
+    """SIGUSR1, as a scheduler sends it ahead of a time limit: the run stops soon, and goes on as if it never had."""
+    run(digits, tmp_path / "whole", "schedule.steps=30")
+    step = Trainer.train_step
+
+    def interrupted(self, micro_batches):
+        if self.step == 7:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        step(self, micro_batches)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "train_step", interrupted)
+        with pytest.raises(Stopped, match="step 15 of 30") as stopped:
+            run(digits, tmp_path / "stopped", "schedule.steps=30")
+    assert stopped.value.exit_code == 75
+    os.kill(os.getpid(), signal.SIGUSR1)  # late: nobody is killed by it
+    assert checkpoint.find(tmp_path / "stopped").name == "step-00000015"
+    run(digits, tmp_path / "stopped", "schedule.steps=30")
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    expected = newest(tmp_path / "whole")
+    assert all(torch.equal(value, expected[name]) for name, value in newest(tmp_path / "stopped").items())

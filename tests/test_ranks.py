@@ -137,3 +137,16 @@ def test_more_tasks_than_the_communicator_sees_is_refused(backend, monkeypatch):
         pytest.importorskip("horovod.torch", reason="Horovod is not installed", exc_type=ImportError)
     with pytest.raises(UserError, match="Slurm started 4 tasks, but .* sees 1"):
         connect(backend, Launch("Slurm", 0, 4, 0))
+
+
+def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(launch, digits, alone, tmp_path):
+    good = [*RUN, *packs(digits), f"folder={tmp_path / 'run'}"]
+    told = broken("engine.optim.AgcSgd.step", "len(calls) == 6 and os.kill(os.getpid(), signal.SIGUSR1)", "OSError")
+    done = launch(2, "mpirun", good, ["-c", "import os, signal\n" + told[1], *good[1:]])
+    assert done.returncode == 75, done.stderr
+    assert "stopped by SIGUSR1" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert checkpoint.find(tmp_path / "run").name == "step-00000015"
+    assert max(events(tmp_path / "run", "train")) == 15
+    found = checkpoint.load(checkpoint.find(tmp_path / "run"))
+    assert found.state["step"] == 15

