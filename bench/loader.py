@@ -35,13 +35,15 @@ class Turns:
     """Milliseconds of every timed batch."""
     disk: list[float]
     """Megabytes that this process read from disks during each turn (not what its worker processes read)."""
+    cpu: list[float]
+    """Milliseconds of processor time per image of this process in each turn (not of its worker processes)."""
 
 
 def measure(
     material: Material, loaders: dict[str, Callable], turns: int, batches: int, warm: int, cold: bool
 ) -> dict[str, Turns]:
     """Time `batches` batches of each loader, `turns` times, in an order that rotates."""
-    done = {name: Turns([], [], []) for name in loaders} | ({COLD: Turns([], [], [])} if cold else {})
+    done = {name: Turns([], [], [], []) for name in loaders} | ({COLD: Turns([], [], [], [])} if cold else {})
     names, once = list(done), len(Pack.open(material.pack)) // material.batch
     for turn in range(turns):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
@@ -51,25 +53,27 @@ def measure(
             stream = loaders[OURS if name == COLD else name](material)
             try:
                 # Cold is the first pass only: after it the page cache holds the file.
-                took = _time(stream, once if name == COLD else batches, 0 if name == COLD else warm)
+                took, worked = _time(stream, once if name == COLD else batches, 0 if name == COLD else warm)
             finally:
                 stream.close()
             done[name].rates.append(material.batch * len(took) / sum(took))
             done[name].disk.append((loader_peers.bytes_from_disk() - read) / 1e6)
+            done[name].cpu.append(1e3 * worked / (material.batch * len(took)))
             done[name].latencies.extend(1e3 * t for t in took)
             print(f"turn {turn + 1}: {name:28} {done[name].rates[-1]:8.1f} images/s", file=sys.stderr, flush=True)
     return done
 
 
-def _time(stream, batches: int, warm: int) -> list[float]:
+def _time(stream, batches: int, warm: int) -> tuple[list[float], float]:
+    """Seconds of each batch, and this process's processor time for all."""
     for _ in range(warm):
         next(stream)
-    took = []
+    took, worked = [], time.process_time()
     for _ in range(batches):
         start = time.perf_counter()
         next(stream)
         took.append(time.perf_counter() - start)
-    return took
+    return took, time.process_time() - worked
 
 
 def ratios(done: dict[str, Turns], over: str) -> dict[str, dict[str, float]]:
@@ -90,6 +94,7 @@ def report(done: dict[str, Turns], threads: int) -> dict[str, Any]:
             "low": min(turns.rates),
             "high": max(turns.rates),
             "per_core": statistics.median(turns.rates) / threads,
+            "own_cpu_ms_per_image": statistics.median(turns.cpu),
             "disk_mb_per_turn": statistics.median(turns.disk),
             "latency_ms": {f"p{q}": float(np.percentile(turns.latencies, q)) for q in (50, 90, 99)},
         }
@@ -99,12 +104,15 @@ def report(done: dict[str, Turns], threads: int) -> dict[str, Any]:
 
 def table(rates: dict[str, Any], compared: dict[str, Any]) -> str:
     """For people."""
-    lines = [f"{'':28} {'images/s':>9} {'low':>7} {'high':>7} {'per core':>9} {'p50 ms':>8} {'p99 ms':>8}  pack is"]
+    lines = [
+        f"{'':28} {'images/s':>9} {'low':>7} {'high':>7} {'per core':>9} {'p50 ms':>8} {'p99 ms':>8}"
+        f" {'own CPU':>8}  pack is"
+    ]
     for name, r in rates.items():
         times = f"{compared[name]['median']:.2f}x" if name in compared else ""
         lines.append(
             f"{name:28} {r['images_per_second']:9.0f} {r['low']:7.0f} {r['high']:7.0f} {r['per_core']:9.0f}"
-            f" {r['latency_ms']['p50']:8.1f} {r['latency_ms']['p99']:8.1f}  {times}"
+            f" {r['latency_ms']['p50']:8.1f} {r['latency_ms']['p99']:8.1f} {r['own_cpu_ms_per_image']:8.3f}  {times}"
         )
     return "\n".join(lines)
 
@@ -124,7 +132,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axes.bar_label(bars, [f"{m:.0f}" for m in middle], padding=4)
     axes.set_xlabel("images per second (median of turns; line: lowest to highest)")
     axes.set_title(
-        f"{result['what']}, {result['threads']} threads, {result['hardware']['cpu']}", loc="left", fontsize="medium"
+        f"{result['what']}\n{result['threads']} threads, {result['hardware']['cpu']}", loc="left", fontsize="medium"
     )
     axes.margins(x=0.12)
     figure.savefig(path, dpi=120)

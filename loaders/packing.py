@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -157,10 +158,7 @@ def _plan(source: str, dest: Path, options: Options, quiet: bool) -> _Plan:
     if earlier:
         attributes = [{**each, "set": earlier} for each in attributes]
     bounds = [round(k * len(listing.table) / options.shards) for k in range(options.shards + 1)]
-    for path in paths:
-        staged = staged_path(path)
-        if staged.exists() and _attribute(staged, "set") != earlier:
-            staged.unlink()
+    _remove_leftovers(dest, [staged_path(path) for path in paths] if earlier else [], earlier)
     return _Plan(paths, bounds, listing.table, listing.class_names, attributes)
 
 
@@ -184,6 +182,14 @@ def _interrupted(paths: list[Path], plan: str) -> str | None:
         if path.exists() and _attribute(path, "plan") == plan:
             return _attribute(path, "set")
     return None
+
+
+def _remove_leftovers(dest: Path, kept: list[Path], earlier: str | None) -> None:
+    """Remove what killed packings to this place left, but not the finished shards of the one that goes on."""
+    shard = rf"\.{re.escape(dest.stem)}(-\d{{5}}-of-\d{{5}})?{re.escape(dest.suffix)}\.(partial|bytes|done)"
+    for path in dest.parent.glob(".*"):
+        if re.fullmatch(shard, path.name) and not (path in kept and _attribute(path, "set") == earlier):
+            path.unlink()
 
 
 def _write(plan: _Plan, options: Options, quiet: bool, ranks: Alone) -> Iterator[tuple[Path, bool]]:

@@ -9,8 +9,8 @@ from tests.pictures import folder
 
 def test_rates_ratios_and_latencies():
     done = {
-        loader.OURS: loader.Turns([100.0, 120.0, 90.0], [10.0] * 9, [0.0]),
-        "other": loader.Turns([50.0, 40.0, 90.0], list(range(1, 101)), [0.0, 3.0]),
+        loader.OURS: loader.Turns([100.0, 120.0, 90.0], [10.0] * 9, [0.0], [1.0]),
+        "other": loader.Turns([50.0, 40.0, 90.0], list(range(1, 101)), [0.0, 3.0], [1.0, 2.0]),
     }
     compared = loader.ratios(done, loader.OURS)
     assert compared == {"other": {"median": 2.0, "low": 1.0, "high": 3.0, "n": 3}}

@@ -96,7 +96,7 @@ def test_after_a_kill_finished_shards_are_kept(tmp_path, launch, ranks):
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("change", ["--restart", "--resize", "source", "truncated"])
+@pytest.mark.parametrize("change", ["--restart", "--resize", "source", "truncated", "shards"])
 def test_shards_of_another_packing_are_not_kept(tmp_path, capsys, change):
     _, ready = killed(tmp_path, 6)
     options = {"--restart": ["--restart"], "--resize": ["--resize", 20]}.get(change, [])
@@ -104,7 +104,8 @@ def test_shards_of_another_packing_are_not_kept(tmp_path, capsys, change):
         (tmp_path / "images/cat/new.png").write_bytes(encoded(photo(77), "PNG"))
     if change == "truncated":
         os.truncate(ready[0], 700)
-    assert run(*_places(tmp_path), "--shards", 6, "--workers", 0, *options) == 0
+    shards = 2 if change == "shards" else 6
+    assert run(*_places(tmp_path), "--shards", shards, "--workers", 0, *options) == 0
     said = capsys.readouterr().out
     assert ("3 of 6 shards" in said) == (change == "truncated")
     assert "4 of 6" not in said
@@ -139,3 +140,13 @@ def test_a_table_gives_back_its_items_in_few_bytes():
     items = [Item("b", FileRange("x"), (1.0, 0.0)), Item("c", FileRange("y", 3, 4), (0.0, 1.0), 5)]
     assert list(Listing(items, ("p", "q")).table) == items
     assert list(Table.of(items).take(np.array([1]))) == items[1:]
+
+
+def test_many_bad_files_are_all_remembered(tmp_path, capsys):
+    """More names than HDF5 keeps in an object's header: 64 KiB."""
+    folder(tmp_path / "images", per_class=1)
+    for i in range(1500):
+        (tmp_path / f"images/cat/{i:040d}.jpg").write_bytes(b"no image")
+    assert run(tmp_path / "images", tmp_path / "out.h5", "--workers", 0) == 1
+    assert capsys.readouterr().err.count("bad: cat/0") == 1500
+    assert len(contents(tmp_path / "out.h5")) == 3
