@@ -121,6 +121,7 @@ class _Memory:
     """The records of a pack as arrays in memory."""
 
     def __init__(self, pack: Pack):
+        self.bits = pack.bits
         self._arrays = [pack.record(i).copy() for i in range(len(pack))]
 
     def records(self, ids: np.ndarray) -> list[np.ndarray]:

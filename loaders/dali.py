@@ -35,7 +35,11 @@ class DaliPipeline:
         self._pack, self._transform, self._requests, self._device = pack, transform, requests, device
         self._alive: deque = deque(maxlen=prefetch + 3)  # DALI reads the fed arrays in place
         gpu = device.type == "cuda"
-        self._finisher = Finisher(transform, threads, prefetch + 2) if not gpu and Finisher.suits(transform) else None
+        # The operations of RandAugment are defined on bytes.
+        deep = pack.bits > 8 and transform.randaugment is None
+        white = 1 if deep else 255
+        suits = not gpu and Finisher.suits(transform)
+        self._finisher = Finisher(transform, threads, prefetch + 2, white) if suits else None
         self._fed_flips: deque = deque()
         self._ready: deque[tuple | Exception] = deque()
         self._ahead = prefetch
@@ -44,6 +48,7 @@ class DaliPipeline:
             transform,
             gpu,
             self._finisher is not None,
+            deep,
             batch_size=batch,
             num_threads=threads,
             device_id=(device.index or 0) if gpu else None,
@@ -104,7 +109,8 @@ class DaliPipeline:
 
 
 @pipeline_def(enable_conditionals=True)
-def _graph(source, transform: Transform, gpu: bool, decode_only: bool):
+def _graph(source, transform: Transform, gpu: bool, decode_only: bool, deep: bool):
+    """`deep`: pixels are float32 in 0..1 instead of bytes, which images of 16 bits need; others are scaled alike."""
     inputs = [(types.UINT8, 1), *[(types.INT32, 1)] * 2]
     inputs += [] if decode_only else [*[(types.FLOAT, 1)] * 2, (types.INT32, 0)]
     inputs += [(types.FLOAT, 2)] if transform.affine is not None else []
@@ -122,7 +128,14 @@ def _graph(source, transform: Transform, gpu: bool, decode_only: bool):
         }
     device = "mixed" if gpu else "cpu"
     images = fn.decoders.image_slice(
-        data, start=anchor, shape=shape, axis_names="HW", device=device, output_type=types.RGB, **hints
+        data,
+        start=anchor,
+        shape=shape,
+        axis_names="HW",
+        device=device,
+        output_type=types.RGB,
+        dtype=types.FLOAT if deep else types.UINT8,
+        **hints,
     )
     if decode_only:
         return images
@@ -138,13 +151,14 @@ def _graph(source, transform: Transform, gpu: bool, decode_only: bool):
         images = fn.warp_affine(
             images, matrix=extra[0], fill_value=0, interp_type=types.INTERP_LINEAR, inverse_map=True
         )
+    white = 1 if deep else 255
     return fn.crop_mirror_normalize(
         images,
         mirror=mirror,
         dtype=types.FLOAT,
         output_layout="HWC",
-        mean=[255 * m for m in transform.mean],
-        std=[255 * s for s in transform.std],
+        mean=[white * m for m in transform.mean],
+        std=[white * s for s in transform.std],
     )
 
 

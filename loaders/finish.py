@@ -16,13 +16,16 @@ from loaders.transform import Transform
 
 
 class Finisher:
-    """Turns decoded images of any size into a batch; `keep`: batches whose memory is kept for later ones."""
+    """Turns decoded images of any size into a batch.
 
-    def __init__(self, transform: Transform, threads: int, keep: int):
+    keep: batches whose memory is kept for later ones; white: the largest value of a pixel.
+    """
+
+    def __init__(self, transform: Transform, threads: int, keep: int, white: float = 255):
         size, mean, std = transform.size, np.array(transform.mean), np.array(transform.std)
         self._size, self._threads = size, threads
         # One value per float of a row: long inner loops.
-        self._scale = np.tile(1 / (255 * std), size).astype(np.float32)
+        self._scale = np.tile(1 / (white * std), size).astype(np.float32)
         self._shift = np.tile(-mean / std, size).astype(np.float32)
         self._buffers = _Buffers(keep)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="finish")
@@ -34,7 +37,7 @@ class Finisher:
         return whole and transform.affine is None and transform.randaugment is None
 
     def submit(self, images: Sequence[np.ndarray], flips: np.ndarray) -> "Batch":
-        """Start on images, each (h, w, 3) uint8; flips (b,) int32, 1 to mirror."""
+        """Start on images, each (h, w, 3) uint8 or float32; flips (b,) int32, 1 to mirror."""
         shape = (len(images), self._size, self._size, 3)
         base, out = self._buffers.take(shape)
         rows = base.reshape(len(images), self._size, -1)

@@ -62,7 +62,7 @@ class HostPipeline:
         y0, x0, y1, x1 = request.rois[i].tolist()
         side = self._transform.size
         with Image.open(BytesIO(data)) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")
+            image = _displayed(opened, self._transform.randaugment is not None)
         image = image.crop((left, top, left + width, top + height))
         box = (x0, y0, min(x1, width), min(y1, height))
         image = image.resize((side, side), Image.Resampling.BILINEAR, box=box)
@@ -72,7 +72,7 @@ class HostPipeline:
             image = apply_randaugment(image, request.choices[i], self._transform.randaugment[1])
         if self._transform.affine is not None:
             image = warp(image, request.matrices[i].ravel().tolist(), 0)
-        return np.asarray(image)
+        return np.asarray(image) if image.mode == "RGB" else np.asarray(image)[:, :, None]
 
     def next_images(self) -> torch.Tensor:
         """(b, 3, S, S) float32, channels-last, on the device. StopIteration at the end."""
@@ -88,3 +88,12 @@ class HostPipeline:
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._queue.clear()
+
+
+def _displayed(opened: Image.Image, as_bytes: bool) -> Image.Image:
+    """RGB; gray of 16 bits as float32 in 0..255, unless the operations that follow are defined on bytes."""
+    image = ImageOps.exif_transpose(opened)
+    if not image.mode.startswith("I"):
+        return image.convert("RGB")
+    gray = np.asarray(image) / np.float32(257)
+    return Image.fromarray(np.rint(gray).astype(np.uint8)).convert("RGB") if as_bytes else Image.fromarray(gray)

@@ -7,11 +7,12 @@ import numpy as np
 from PIL import Image, ImageOps
 
 JPEG_QUALITY = 95
+_PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTH = 24  # byte of a PNG that tells the bits per channel
 _KEPT = {
     "JPEG": ("L", "RGB"),
     "MPO": ("L", "RGB"),  # a JPEG followed by further pictures
-    "PNG": ("1", "L", "LA", "P", "RGB", "RGBA"),
+    "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
 }
 
 
@@ -20,7 +21,7 @@ class Checked:
     """An image that decodes."""
 
     data: bytes
-    """What goes into the pack: a JPEG or PNG with 8 bits per channel."""
+    """What goes into the pack: a JPEG or PNG with 8 bits per channel, or a gray PNG with 16."""
     height: int
     """Pixels, as displayed (EXIF orientation applied)."""
     width: int
@@ -32,9 +33,9 @@ class Checked:
 def check_image(data: bytes, resize: int | None = None, quality: int = JPEG_QUALITY) -> Checked:
     """Decode an image fully; with `resize`, re-encode one whose short side is longer than that many pixels.
 
-    JPEG (gray or colour) and 8-bit PNG are kept byte for byte. CMYK JPEGs become RGB JPEGs (GPU decoders differ on
-    them), PNG of 16 bits becomes PNG of 8, any other format PNG. Raises ValueError with the reason if it does not
-    decode.
+    JPEG (gray or colour), 8-bit PNG and 16-bit gray PNG are kept byte for byte. CMYK JPEGs become RGB JPEGs (GPU
+    decoders differ on them), colour PNG of 16 bits becomes PNG of 8, any other format PNG. Gray of 16 bits stays so.
+    Raises ValueError with the reason if it does not decode.
     """
     try:
         with Image.open(BytesIO(data)) as opened:
@@ -43,18 +44,21 @@ def check_image(data: bytes, resize: int | None = None, quality: int = JPEG_QUAL
             image = ImageOps.exif_transpose(opened)
     except Exception as error:  # Pillow's decoders raise whatever the broken bytes lead them to
         raise ValueError(_reason(data, error)) from error
-    deep = kind == "PNG" and data[_PNG_DEPTH] > 8  # Pillow shows RGB of 16 bits as RGB of 8; other decoders need not
-    keep = mode in _KEPT.get(kind, ()) and not deep
+    # Pillow shows colour of 16 bits as colour of 8; other decoders need not.
+    reduced = bits_per_channel(data) > 8 and mode != "I;16"
+    keep = mode in _KEPT.get(kind, ()) and not reduced
     shrink = resize is not None and min(image.size) > resize
     if keep and not shrink:
         return Checked(data, image.height, image.width)
-    change = "resized" if shrink else f"{kind} of mode {mode}" + (", 16 bits" if deep and ";16" not in mode else "")
-    image = _eight_bit(image)
+    change = "resized" if shrink else f"{kind} of mode {mode}" + (", 16 bits" if reduced else "")
+    image = _bare(image)
     if shrink:
         short = min(image.size)
         image = image.resize(
             tuple(max(1, round(side * resize / short)) for side in image.size), Image.Resampling.BICUBIC
         )
+    if image.mode == "F":
+        image = Image.fromarray(np.rint(np.asarray(image)).clip(0, 65535).astype(np.uint16))
     buffer = BytesIO()
     if kind in ("JPEG", "MPO"):
         image.save(buffer, "JPEG", quality=quality)
@@ -63,11 +67,15 @@ def check_image(data: bytes, resize: int | None = None, quality: int = JPEG_QUAL
     return Checked(buffer.getvalue(), image.height, image.width, change)
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Gray or RGB with 8 bits, without transparency or metadata."""
+def bits_per_channel(data: bytes) -> int:
+    """Of an encoded image in a pack: 16 for a PNG that says so, else 8."""
+    return 16 if data.startswith(_PNG) and data[_PNG_DEPTH : _PNG_DEPTH + 1] == b"\x10" else 8
+
+
+def _bare(image: Image.Image) -> Image.Image:
+    """Gray or RGB with 8 bits, or gray of 16 bits as float32, without transparency or metadata."""
     if image.mode.startswith("I"):
-        pixels = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray(np.rint(pixels / 257).astype(np.uint8))
+        return Image.fromarray(np.asarray(image).clip(0, 65535).astype(np.float32))  # Pillow wraps when it resizes I;16
     if image.mode == "F":
         return Image.fromarray(np.rint(np.asarray(image).clip(0, 255)).astype(np.uint8))
     bare = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")

@@ -55,14 +55,13 @@ def _apply(image: Image.Image, name: str, strength: float, sign: int) -> Image.I
 
 
 def warp(image: Image.Image, matrix: Sequence[float], fill: int) -> Image.Image:
-    """Bilinear affine warp of an RGB image: output pixel (x, y) comes from (a x + b y + c, d x + e y + f).
+    """Bilinear affine warp of an RGB or float image: output pixel (x, y) comes from (a x + b y + c, d x + e y + f).
 
     `matrix` is (a, b, c, d, e, f) with pixel centres at n + 0.5. A frame of `fill` makes the edge fade into it as in
     DALI; Pillow by itself cuts it hard.
     """
-    framed = ImageOps.expand(image, 1, (fill,) * 3)
+    colour = (fill,) * 3 if image.mode == "RGB" else fill
+    framed = ImageOps.expand(image, 1, colour)
     a, b, c, d, e, f = matrix
     shifted = (a, b, c + 1, d, e, f + 1)
-    return framed.transform(
-        image.size, Image.Transform.AFFINE, shifted, Image.Resampling.BILINEAR, fillcolor=(fill,) * 3
-    )
+    return framed.transform(image.size, Image.Transform.AFFINE, shifted, Image.Resampling.BILINEAR, fillcolor=colour)

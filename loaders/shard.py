@@ -180,7 +180,9 @@ class Pack:
             self.groups = _joined(none)
         self.keys: Sequence[str] = Keys([s.keys for s in shards])
         self.class_counts: np.ndarray = np.sum([s.counts for s in shards], axis=0)
-        self.attributes: dict = {**first.attributes, "records": len(self)}
+        self.bits: int = max(s.attributes.get("bits", 8) for s in shards)
+        """Bits per channel of the image that has most: 8 or 16."""
+        self.attributes: dict = {**first.attributes, "records": len(self), "bits": self.bits}
         self.attributes.pop("shard", None)
 
     @classmethod

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from loaders.hdf5 import index_checksum, write_file
+from loaders.images import bits_per_channel
 from loaders.shard import Pack
 
 _CHUNK = 1 << 24  # bytes copied at a time
@@ -53,11 +54,13 @@ class ShardWriter:
         self._keys: list[bytes] = []
         self._labels: array | list = array("q")
         self._groups = array("q")
+        self._bits = 8
 
     def add(self, record: Record) -> None:
         self._blob.write(record.data)
         self._offsets.append(self._offsets[-1] + len(record.data))
         self._crc.append(zlib.crc32(record.data))
+        self._bits = max(self._bits, bits_per_channel(record.data))
         self._sizes.extend((record.height, record.width))
         self._keys.append(record.key.encode())
         if not isinstance(record.label, int) and not self._labels:
@@ -88,9 +91,8 @@ class ShardWriter:
         if any(group != -1 for group in self._groups):
             arrays["groups"] = np.array(self._groups, dtype=np.int64)
         length = self._offsets[-1]
-        at, sum_at = write_file(
-            self._partial, length, arrays, {**self._attributes, **(attributes or {}), "records": len(self)}
-        )
+        found = {"records": len(self), "bits": self._bits}
+        at, sum_at = write_file(self._partial, length, arrays, {**self._attributes, **(attributes or {}), **found})
         self._blob.seek(0)
         with open(self._partial, "r+b") as out:
             out.seek(at)

@@ -14,6 +14,13 @@ def photo(seed, height=40, width=60, mode="RGB"):
     return Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
 
 
+def gray16(seed, height=40, width=60, white=65535):
+    """A smooth gray picture with values from 0 to `white`: (height, width) uint16."""
+    values = np.random.default_rng(seed).random((5, 7), dtype=np.float32)
+    smooth = np.asarray(Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC), np.float64)
+    return np.rint(white * (smooth - smooth.min()) / np.ptp(smooth)).astype(np.uint16)
+
+
 def encoded(image, kind="JPEG", **options):
     """The bytes of a file."""
     buffer = io.BytesIO()

@@ -7,13 +7,14 @@ import tarfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from loaders import pack, packing
 from loaders.errors import UserError
 from loaders.shard import Pack
-from tests.pictures import deep_png, encoded, folder, photo
+from tests.pictures import deep_png, encoded, folder, gray16, photo
 
 
 def run(*words):
@@ -121,7 +122,8 @@ def awkward():
         "cmyk.jpg": (encoded(base.convert("CMYK")), 40, 60, False),
         "progressive.jpg": (encoded(base, progressive=True), 40, 60, True),
         "gray.jpg": (encoded(base.convert("L")), 40, 60, True),
-        "deep.png": (encoded(Image.fromarray(deep), "PNG"), 40, 60, False),
+        "deep.png": (encoded(Image.fromarray(deep), "PNG"), 40, 60, True),
+        "deep.tif": (encoded(Image.fromarray(deep), "TIFF"), 40, 60, False),
         "deep_colour.png": (deep_png(base), 40, 60, False),
         "palette.png": (encoded(base.convert("P"), "PNG"), 40, 60, True),
         "transparent.png": (encoded(base.convert("RGBA"), "PNG"), 40, 60, True),
@@ -150,9 +152,30 @@ def test_awkward_images_are_packed_as_they_look(tmp_path, name):
         "palette.png",
         "really_a_gif.jpg",
     ):  # the one lies on its side, the other has few colours
-        mode = "L" if name in ("gray.jpg", "deep.png") else "RGB"
+        if name in ("deep.png", "deep.tif"):
+            assert np.array_equal(np.asarray(seen), 257 * np.asarray(photo(3).convert("L"), dtype=int))
+            assert opened.bits == 16
+            return
+        mode = "L" if name == "gray.jpg" else "RGB"
         difference = np.asarray(seen.convert(mode), float) - np.asarray(photo(3).convert(mode), float)
         assert np.abs(difference).mean() < 4
+        assert opened.bits == 8
+
+
+def test_resizing_gray_of_16_bits_keeps_the_bits(tmp_path):
+    """Against torch's bicubic filter in float64; edges from black to white must not wrap around."""
+    pixels = gray16(1, 90, 120)
+    pixels[30:60, 40:80] = np.where(np.arange(40) % 20 < 10, 0, 65535)
+    (tmp_path / "images/a").mkdir(parents=True)
+    (tmp_path / "images/a/x.png").write_bytes(encoded(Image.fromarray(pixels), "PNG"))
+    assert run(tmp_path / "images", tmp_path / "out.h5", "--resize", "30") == 0
+    opened = Pack.open(tmp_path / "out.h5")
+    assert (opened.sizes.tolist(), opened.bits) == ([[30, 40]], 16)
+    found = np.asarray(Image.open(io.BytesIO(opened.record(0).tobytes())))
+    assert found.dtype == np.uint16
+    exact = torch.from_numpy(pixels.astype(float))[None, None]
+    expected = torch.nn.functional.interpolate(exact, (30, 40), mode="bicubic", antialias=True)[0, 0].clamp(0, 65535)
+    assert np.abs(found - expected.numpy()).max() < 1
 
 
 @pytest.mark.parametrize("skip", [False, True])
