@@ -37,7 +37,7 @@ class DaliPipeline:
         gpu = device.type == "cuda"
         # The operations of RandAugment are defined on bytes.
         deep = pack.bits > 8 and transform.randaugment is None
-        white = 1 if deep else 255
+        white = 65535 if deep else 255
         suits = not gpu and Finisher.suits(transform)
         self._finisher = Finisher(transform, threads, prefetch + 2, white) if suits else None
         self._fed_flips: deque = deque()
@@ -110,7 +110,7 @@ class DaliPipeline:
 
 @pipeline_def(enable_conditionals=True)
 def _graph(source, transform: Transform, gpu: bool, decode_only: bool, deep: bool):
-    """`deep`: pixels are float32 in 0..1 instead of bytes, which images of 16 bits need; others are scaled alike."""
+    """`deep`: decode to 16 bits, to which DALI scales images of 8, and go on in float32 instead of bytes."""
     inputs = [(types.UINT8, 1), *[(types.INT32, 1)] * 2]
     inputs += [] if decode_only else [*[(types.FLOAT, 1)] * 2, (types.INT32, 0)]
     inputs += [(types.FLOAT, 2)] if transform.affine is not None else []
@@ -134,14 +134,22 @@ def _graph(source, transform: Transform, gpu: bool, decode_only: bool, deep: boo
         axis_names="HW",
         device=device,
         output_type=types.RGB,
-        dtype=types.FLOAT if deep else types.UINT8,
+        dtype=types.UINT16 if deep else types.UINT8,
         **hints,
     )
     if decode_only:
         return images
     start, end, mirror, *extra = rest
     size = (transform.size, transform.size)
-    images = fn.resize(images, size=size, roi_start=start, roi_end=end, interp_type=types.INTERP_LINEAR, antialias=True)
+    images = fn.resize(
+        images,
+        size=size,
+        roi_start=start,
+        roi_end=end,
+        interp_type=types.INTERP_LINEAR,
+        antialias=True,
+        dtype=types.FLOAT if deep else types.UINT8,
+    )
     if transform.affine is not None or transform.randaugment is not None:
         images = fn.flip(images, horizontal=mirror)
         mirror = 0
@@ -151,7 +159,7 @@ def _graph(source, transform: Transform, gpu: bool, decode_only: bool, deep: boo
         images = fn.warp_affine(
             images, matrix=extra[0], fill_value=0, interp_type=types.INTERP_LINEAR, inverse_map=True
         )
-    white = 1 if deep else 255
+    white = 65535 if deep else 255
     return fn.crop_mirror_normalize(
         images,
         mirror=mirror,

@@ -37,7 +37,7 @@ class Finisher:
         return whole and transform.affine is None and transform.randaugment is None
 
     def submit(self, images: Sequence[np.ndarray], flips: np.ndarray) -> "Batch":
-        """Start on images, each (h, w, 3) uint8 or float32; flips (b,) int32, 1 to mirror."""
+        """Start on images, each (h, w, 3) uint8, or uint16 up to `white`; flips (b,) int32, 1 to mirror."""
         shape = (len(images), self._size, self._size, 3)
         base, out = self._buffers.take(shape)
         rows = base.reshape(len(images), self._size, -1)
@@ -47,7 +47,8 @@ class Finisher:
 
     def _finish(self, images: Sequence[np.ndarray], flips: np.ndarray, rows: np.ndarray, lo: int, hi: int) -> None:
         for i in range(lo, hi):
-            image = torch.from_numpy(images[i]).permute(2, 0, 1)[None]  # channels-last as it is
+            decoded = images[i] if images[i].dtype == np.uint8 else images[i].astype(np.float32)
+            image = torch.from_numpy(decoded).permute(2, 0, 1)[None]  # channels-last as it is
             image = torch.nn.functional.interpolate(image, (self._size, self._size), mode="bilinear", antialias=True)
             image = image[0].permute(1, 2, 0)
             image = image.flip(1) if flips[i] else image
