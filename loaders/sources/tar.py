@@ -125,13 +125,13 @@ def _label(name: str, data: bytes, source: str) -> int | str:
         value = data.decode().strip()
         if name.lower().endswith(".json"):
             fields = json.loads(value)
-            value = next(fields[field] for field in _JSON_FIELDS if field in fields)
-        if isinstance(value, str) and value:
-            return int(value) if value.isdecimal() else value
-        if isinstance(value, int):
-            return value
-    except (ValueError, StopIteration, TypeError):
-        pass
+            value = next((fields[field] for field in _JSON_FIELDS if field in fields), None)
+    except (ValueError, TypeError):  # neither text nor JSON, or JSON of a single value
+        value = None
+    if isinstance(value, str) and value:
+        return int(value) if value.isdecimal() else value
+    if isinstance(value, int):
+        return value
     raise UserError(
         f"{source}: {name} holds no label; a .cls is a class number or name, a .json an object with"
         f" {' or '.join(map(repr, _JSON_FIELDS))}"
