@@ -1,8 +1,8 @@
 """What happens to an image between its bytes and the network: one description that drives DALI and the host alike.
 
 window of the displayed image → resize to (size, size), bilinear with antialiasing → flip → RandAugment or affine →
-(x / 255 - mean) / std, with 65535 for gray of 16 bits. Windows, flips and matrices are computed here, in NumPy, from the plan's uniform numbers, so
-an augmented sample does not depend on the pipeline, the number of ranks, or a restart.
+(x / 255 - mean) / std, with 65535 for gray of 16 bits. Windows, flips and matrices are computed here, in NumPy, from
+the plan's uniform numbers, so an augmented sample does not depend on the pipeline, the number of ranks, or a restart.
 
 Columns of the draws: 0–19 area and aspect ratio of the ten attempts of a random resized crop (alternating);
 20, 21 vertical and horizontal position; 22 flip; 23 rotation; 24 scale; 25, 26 horizontal and vertical
