@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tarfile
 import zlib
 
 import numpy as np
@@ -39,6 +40,15 @@ def folder(root, per_class=4, classes=("bird", "cat", "dog"), **shape):
             (root / key).write_bytes(data)
             files[key] = data
     return files
+
+
+def tar_of(path, members):
+    """A tar of {name: bytes}."""
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
 
 
 def deep_png(image):

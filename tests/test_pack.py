@@ -3,7 +3,6 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
 
 import numpy as np
 import pytest
@@ -14,19 +13,11 @@ from sklearn.datasets import load_digits
 from loaders import pack, packing
 from loaders.errors import UserError
 from loaders.shard import Pack
-from tests.pictures import deep_png, encoded, folder, gray16, photo
+from tests.pictures import deep_png, encoded, folder, gray16, photo, tar_of
 
 
 def run(*words):
     return pack.main([str(word) for word in words])
-
-
-def tar_of(path, members):
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
 
 
 def contents(opened):

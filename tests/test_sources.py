@@ -4,7 +4,6 @@ import io
 import os
 import pickle
 import struct
-import tarfile
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from torchvision import datasets
 from loaders import pack
 from loaders.crc32c import crc32c, masked_crc32c
 from loaders.shard import Pack
-from tests.pictures import encoded, photo
+from tests.pictures import encoded, photo, tar_of
 
 
 def run(*words):
@@ -43,14 +42,6 @@ def refused(capsys, source, tmp_path, *options):
 
 
 # Tars and patterns of them
-
-
-def tar_of(path, members):
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
 
 
 @pytest.mark.parametrize("pattern", ["part-*.tar", "part-{0000..0002}.tar", "part-000[0-2].tar"])

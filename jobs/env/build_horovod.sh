@@ -23,8 +23,12 @@ if [[ $MPI == auto ]]; then
 fi
 gpu=cpu
 if [[ -n ${HOROVOD_NCCL:-} ]]; then
-    CUDA_HOME=${CUDA_HOME:-$(dirname "$(dirname "$(realpath "$(command -v nvcc)")")")}
+    # As the extension finds it: the nvcc on PATH may be a script that stands before the toolkit's.
+    CUDA_HOME=$(cd "$(dirname "$0")/../.." && python -c 'import os, setup
+nvcc = setup.find_nvcc(os.environ)
+print((nvcc and setup.toolkit_root(nvcc)) or "")')
     [[ -x $CUDA_HOME/bin/nvcc ]] || fail "HOROVOD_NCCL needs a CUDA toolkit: set CUDA_HOME, or module load CUDA"
+    PATH=$CUDA_HOME/bin:$PATH
     nccl=$(python -c 'import importlib.util, pathlib
 found = importlib.util.find_spec("nvidia.nccl")
 print(pathlib.Path(next(iter(found.submodule_search_locations))) if found else "")')

@@ -16,12 +16,13 @@ from types import ModuleType
 import numpy as np
 
 from loaders.errors import UserError
-from loaders.listing import Bytes, FileRange, Item, Listing, TableBuilder
+from loaders.listing import Bytes, FileRange, Item, Listing, Table, TableBuilder
 
 __all__ = ["Bytes", "FileRange", "Item", "Listing", "classes_from_folders", "find_source", "is_image_name", "kinds"]
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2"))
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_MOST_CLASSES = 1_000_000  # a greater class number is some other number: every class up to it would get a name
 _SHOWN = 8  # names listed in a message before "…"
 
 
@@ -109,10 +110,32 @@ def classes_from_folders(files: Iterable[tuple[str, str, int, int]], reader, sou
                 f"{source}: the class {name!r} is found under {shorten(sorted(parents))};"
                 " choose one with --under, and pack each by itself"
             )
-    table, names = builder.table(), sorted(number)
-    rank = np.empty(len(names), dtype=np.int64)
-    rank[[number[name] for name in names]] = np.arange(len(names))
-    return Listing(table.take(slice(None), rank[table.labels]), tuple(names), tuple(ignored))
+    return Listing(*with_classes(builder.table(), list(number), source), tuple(ignored))
+
+
+def with_classes(table: Table, labels: Sequence[int | str], source: str) -> tuple[Table, tuple[str, ...]]:
+    """The table, in which label k stands for `labels[k]`, with class numbers instead; and the names of the classes.
+
+    Numbers stay as they are, and the classes go from 0 to the greatest. Names are numbered in their sorted order; a
+    number among names is a name. UserError for numbers that cannot be class numbers.
+    """
+    if all(isinstance(label, int) for label in labels):
+        check_class_numbers(labels, source)
+        names = [str(number) for number in range(max(labels) + 1)]
+    else:
+        names = sorted({str(label) for label in labels})
+        if len(names) < len(set(labels)):
+            raise UserError(f"{source}: some classes are both numbers and names, among {shorten(names)}")
+    place = {name: number for number, name in enumerate(names)}
+    rank = np.array([place[str(label)] for label in labels])
+    return table.take(slice(None), rank[table.labels]), tuple(names)
+
+
+def check_class_numbers(numbers: Iterable[int], source: str) -> None:
+    """UserError unless all can be class numbers."""
+    wrong = [number for number in numbers if not 0 <= number < _MOST_CLASSES]
+    if wrong:
+        raise UserError(f"{source}: {wrong[0]} is no class number; 0 to {_MOST_CLASSES - 1:,} are possible")
 
 
 def _is_under(name: str, tree: str) -> bool:

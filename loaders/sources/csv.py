@@ -3,10 +3,9 @@
 import csv
 from pathlib import Path
 
-import numpy as np
-
 from loaders.errors import UserError
 from loaders.listing import Listing, TableBuilder, file_range
+from loaders.sources import with_classes
 
 KIND = "csv"
 HELP = "a .csv or .tsv file with columns path and label [group, split]; --under takes the rows of one split"
@@ -80,8 +79,4 @@ def _read(rows, column: dict[str, str], path: Path, under: str | None) -> Listin
     if not len(builder):
         raise UserError(f"{path} has no rows" + (f" of {under!r}; it has {', '.join(sorted(splits))}" if under else ""))
     numbers = all(label.isdecimal() for label in labels)
-    names = [str(k) for k in range(max(map(int, labels)) + 1)] if numbers else sorted(labels)
-    place = {name: k for k, name in enumerate(names)}
-    rank = np.array([place[str(int(label)) if numbers else label] for label in labels])
-    table = builder.table()
-    return Listing(table.take(slice(None), rank[table.labels]), tuple(names))
+    return Listing(*with_classes(builder.table(), [int(label) if numbers else label for label in labels], str(path)))

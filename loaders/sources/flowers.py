@@ -6,6 +6,7 @@ import numpy as np
 
 from loaders.errors import UserError
 from loaders.listing import Listing, TableBuilder, file_in_folder
+from loaders.sources import check_class_numbers
 
 KIND = "flowers102"
 HELP = "a folder with jpg/, imagelabels.mat and setid.mat; --under train, val, trainval or test takes a part"
@@ -33,8 +34,14 @@ def listing(source: str, under: str | None = None) -> Listing:
         raise UserError(
             f"{source}: imagelabels.mat or setid.mat cannot be read ({error}); download them again"
         ) from error
+    if not len(wanted):
+        raise UserError(f"{source}: setid.mat names no image" + (f" of {under}" if under else ""))
     if wanted.min() < 1 or wanted.max() > len(labels):
-        raise UserError(f"{source}: setid.mat names image {wanted.max()}, imagelabels.mat has {len(labels)} labels")
+        raise UserError(
+            f"{source}: setid.mat names images {wanted.min()} to {wanted.max()}; imagelabels.mat has labels of 1 to"
+            f" {len(labels)}"
+        )
+    check_class_numbers((labels - 1).tolist(), source)
     builder = TableBuilder(file_in_folder)
     for number in wanted.tolist():
         builder.add(f"jpg/image_{number:05d}.jpg", int(labels[number - 1]) - 1, str(Path(source, "jpg")))

@@ -6,11 +6,10 @@ from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 
-import numpy as np
-
 from loaders.errors import UserError
 from loaders.listing import Listing, TableBuilder
 from loaders.protobuf import LENGTH, VARINT, fields, signed
+from loaders.sources import with_classes
 
 KIND = "lmdb"
 HELP = (
@@ -82,14 +81,7 @@ def listing(source: str, under: str | None = None) -> Listing:
             builder.add(name, labels.setdefault(label, len(labels)), source)
     if not len(builder):
         raise UserError(f"{source} holds no images" + (f" under {under!r}" if under else ""))
-    if len({type(label) for label in labels}) > 1:
-        raise UserError(f"{source}: some labels are numbers, others names")
-    numbers = isinstance(next(iter(labels)), int)
-    names = list(range(max(labels) + 1)) if numbers else sorted(labels)
-    place = {name: k for k, name in enumerate(names)}
-    rank = np.array([place[label] for label in labels])
-    table = builder.table()
-    return Listing(table.take(slice(None), rank[table.labels]), tuple(map(str, names)))
+    return Listing(*with_classes(builder.table(), list(labels), source))
 
 
 def _label(transaction, key: bytes, value) -> int | str:

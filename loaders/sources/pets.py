@@ -4,6 +4,7 @@ from pathlib import Path
 
 from loaders.errors import UserError
 from loaders.listing import Listing, TableBuilder, file_in_folder
+from loaders.sources import check_class_numbers
 
 KIND = "pets"
 HELP = "a folder with images/ and annotations/ (trainval.txt, test.txt); --under trainval or test takes a part"
@@ -27,9 +28,10 @@ def listing(source: str, under: str | None = None) -> Listing:
             words = line.split()
             if not words or line.startswith("#"):
                 continue
-            if len(words) < 2 or not words[1].isdecimal() or words[1] == "0":
+            if len(words) < 2 or not words[1].isdecimal():
                 raise UserError(f"{path}, line {row}: expected IMAGE CLASS SPECIES BREED, found {line!r}")
             label = int(words[1]) - 1
+            check_class_numbers([label], f"{path}, line {row}, counted from 0")
             breed = words[0].rpartition("_")[0]
             if names.setdefault(label, breed) != breed:
                 raise UserError(f"{path}, line {row}: class {label + 1} is {breed} here and {names[label]} elsewhere")

@@ -5,11 +5,9 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
 from loaders.errors import UserError
 from loaders.listing import FileRange, Listing, TableBuilder, file_range
-from loaders.sources import classes_from_folders, expand, is_image_name, shorten
+from loaders.sources import classes_from_folders, expand, is_image_name, with_classes
 
 KIND = "tar"
 HELP = (
@@ -106,18 +104,7 @@ def _webdataset(paths: list[str], source: str, under: str | None) -> Listing:
         )
     if not len(builder):
         raise UserError(f"{source} holds no images" + (f" under {under!r}" if under else ""))
-    if all(isinstance(label, int) for label in number):
-        if min(number) < 0:
-            raise UserError(f"{source}: class numbers must be 0 or more, found {min(number)}")
-        names = tuple(str(n) for n in range(max(number) + 1))
-    else:
-        names = tuple(sorted(map(str, number)))
-        if len(set(names)) < len(names):
-            raise UserError(f"{source}: some classes are both numbers and names: {shorten(names)}")
-    place = {name: i for i, name in enumerate(names)}
-    rank = np.array([place[str(label)] for label in number])
-    table = builder.table()
-    return Listing(table.take(slice(None), rank[table.labels]), names, tuple(ignored))
+    return Listing(*with_classes(builder.table(), list(number), source), tuple(ignored))
 
 
 def _label(name: str, data: bytes, source: str) -> int | str:

@@ -15,7 +15,7 @@ from loaders.crc32c import masked_crc32c
 from loaders.errors import UserError
 from loaders.listing import Listing, TableBuilder
 from loaders.protobuf import LENGTH, fields, signed, varint
-from loaders.sources import expand
+from loaders.sources import check_class_numbers, expand
 
 KIND = "tfrecord"
 HELP = "a TFRecord file, a folder of them, or a pattern: image/encoded, image/class/label[, image/class/synset]"
@@ -96,6 +96,7 @@ def listing(source: str, under: str | None = None) -> Listing:
     if not len(builder):
         raise UserError(f"{source} holds no records")
     table = builder.table()
+    check_class_numbers([int(table.labels.max())], source)
     classes = tuple(names.get(number, str(number)) for number in range(int(table.labels.max()) + 1))
     return Listing(table, classes)
 
