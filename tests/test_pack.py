@@ -10,14 +10,11 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from loaders import pack, packing
+from loaders import packing
 from loaders.errors import UserError
 from loaders.shard import Pack
+from tests.packing import run
 from tests.pictures import deep_png, encoded, folder, gray16, photo, tar_of
-
-
-def run(*words):
-    return pack.main([str(word) for word in words])
 
 
 def contents(opened):

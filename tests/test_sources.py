@@ -2,44 +2,15 @@
 
 import io
 import os
-import pickle
-import struct
 
 import numpy as np
 import pytest
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from PIL import Image
 from scipy.io import savemat
-from tensorboard.summary.writer.record_writer import RecordWriter
-from tensorboard.summary.writer.record_writer import masked_crc32c as reference_crc
 from torchvision import datasets
 
-from loaders import pack
-from loaders.crc32c import crc32c, masked_crc32c
-from loaders.shard import Pack
+from tests.packing import packed, refused
 from tests.pictures import encoded, photo, tar_of
-
-
-def run(*words):
-    return pack.main([str(word) for word in words])
-
-
-def packed(source, tmp_path, *options):
-    """Key → (bytes, name of the class), and the pack."""
-    assert run(source, tmp_path / "out.h5", "--workers", "0", "--force", *options) == 0
-    opened = Pack.open(tmp_path / "out.h5")
-    assert opened.verify() == []
-    found = {
-        opened.keys[i]: (opened.record(i).tobytes(), opened.class_names[opened.labels[i]]) for i in range(len(opened))
-    }
-    return found, opened
-
-
-def refused(capsys, source, tmp_path, *options):
-    assert run(source, tmp_path / "no.h5", "--workers", "0", *options) == 2
-    assert not list(tmp_path.glob("*no*.h5*"))
-    return capsys.readouterr().err
-
 
 # Tars and patterns of them
 
@@ -71,200 +42,6 @@ def test_tars_without_folders_are_a_class_each(tmp_path):
 
 def test_a_pattern_that_matches_nothing(tmp_path, capsys):
     assert "nothing at" in refused(capsys, tmp_path / "x-*.tar", tmp_path)
-
-
-# TFRecord, framed by TensorBoard, the Example by Google's protobuf
-
-
-@pytest.fixture(scope="module")
-def example_class():
-    """tf.train.Example, declared as TensorFlow's example.proto and feature.proto have it."""
-    file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="tf", syntax="proto3")
-    kinds = {"bytes": 12, "float": 2, "int64": 3}
-    for kind, number in kinds.items():
-        message = file.message_type.add(name=f"{kind.capitalize()}List")
-        message.field.add(name="value", number=1, label=3, type=number)
-    feature = file.message_type.add(name="Feature")
-    for number, kind in enumerate(kinds, 1):
-        feature.field.add(
-            name=f"{kind}_list", number=number, label=1, type=11, type_name=f".tf.{kind.capitalize()}List"
-        )
-    features = file.message_type.add(name="Features")
-    entry = features.nested_type.add(name="FeatureEntry")
-    entry.options.map_entry = True
-    entry.field.add(name="key", number=1, label=1, type=9)
-    entry.field.add(name="value", number=2, label=1, type=11, type_name=".tf.Feature")
-    features.field.add(name="feature", number=1, label=3, type=11, type_name=".tf.Features.FeatureEntry")
-    example = file.message_type.add(name="Example")
-    example.field.add(name="features", number=1, label=1, type=11, type_name=".tf.Features")
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("tf.Example"))
-
-
-def example(cls, **features):
-    message = cls()
-    for name, value in features.items():
-        feature = message.features.feature[name.replace("__", "/")]
-        if isinstance(value, bytes):
-            feature.bytes_list.value.append(value)
-        elif isinstance(value, list):
-            feature.float_list.value.extend(value)
-        else:
-            feature.int64_list.value.append(value)
-    return message.SerializeToString()
-
-
-def write_tfrecord(path, records):
-    with open(path, "wb") as file:
-        writer = RecordWriter(file)
-        for record in records:
-            writer.write(record)
-    return path
-
-
-def imagenet(cls, first, count):
-    for i in range(first, first + count):
-        data = encoded(photo(i), "PNG" if i % 2 else "JPEG")
-        text = {"image__class__synset": f"n{i % 300:04d}".encode(), "image__filename": f"{i}.JPEG".encode()}
-        size = {"image__height": 40, "image__width": 60, "image__object__bbox__xmin": [0.5, 0.25]}
-        yield data, example(cls, image__encoded=data, image__class__label=i % 300, **text, **size)
-
-
-@pytest.mark.parametrize("how", ["pattern", "folder", "one"])
-def test_tfrecord_in_the_layout_of_imagenet(tmp_path, example_class, how):
-    folder = tmp_path / "records"
-    folder.mkdir()
-    expected = {}
-    for shard in range(1 if how == "one" else 3):
-        made = list(imagenet(example_class, 295 + 5 * shard, 5))
-        write_tfrecord(folder / f"train-{shard:05d}-of-00003", [record for _, record in made])
-        for i, (data, _) in enumerate(made):
-            number = 295 + 5 * shard + i
-            expected[f"train-{shard:05d}-of-00003/{i:07d}/{number}.JPEG"] = data, f"n{number % 300:04d}"
-    source = {"pattern": folder / "train-*", "folder": folder, "one": folder / "train-00000-of-00003"}[how]
-    found, opened = packed(source, tmp_path)
-    assert found == expected
-    assert len(opened.class_names) == 300
-    assert opened.labels.tolist() == [(295 + i) % 300 for i in range(len(expected))]
-
-
-def test_tfrecord_with_no_more_than_image_and_label(tmp_path, example_class):
-    images = [encoded(photo(i)) for i in range(3)]
-    records = [example(example_class, image__encoded=d, image__class__label=8 * k) for k, d in enumerate(images)]
-    found, opened = packed(write_tfrecord(tmp_path / "a.tfrecord", records), tmp_path)
-    assert [data for data, _ in found.values()] == images
-    assert opened.labels.tolist() == [0, 8, 16]
-
-
-def test_damaged_tfrecords_are_named(tmp_path, example_class, capsys):
-    records = [record for _, record in imagenet(example_class, 0, 4)]
-    whole = write_tfrecord(tmp_path / "a.tfrecord", records).read_bytes()
-    path = tmp_path / "b.tfrecord"
-    for cut in (1, 3, 20, len(records[-1]), len(records[-1]) + 10):
-        path.write_bytes(whole[:-cut])
-        assert "b.tfrecord is truncated" in refused(capsys, path, tmp_path)
-    second = 16 + len(records[0])
-    for place, said in ((second + 3, "fails its checksum"), (second + 12 + len(records[1]) // 2, "")):
-        broken = bytearray(whole)
-        broken[place] ^= 1
-        path.write_bytes(broken)
-        if said:
-            assert said in refused(capsys, path, tmp_path)
-        else:  # within the second image: the record's own checksum tells, and only this one is left out
-            assert run(path, tmp_path / "c.h5", "--workers", "0") == 1
-            assert "does not match its checksum" in capsys.readouterr().err
-            assert len(Pack.open(tmp_path / "c.h5")) == 3
-    path.write_bytes(write_tfrecord(tmp_path / "d", [example(example_class, image__encoded=b"x")]).read_bytes())
-    assert "image/class/label" in refused(capsys, path, tmp_path)
-    path.write_bytes(write_tfrecord(tmp_path / "d", [b"\xff" * 50]).read_bytes())
-    assert "tf.train.Example" in refused(capsys, path, tmp_path)
-
-
-def test_crc32c_is_the_published_one():
-    """RFC 3720, B.4, and TensorBoard's."""
-    assert crc32c(b"123456789") == 0xE3069283
-    assert crc32c(bytes(32)) == 0x8A9136AA
-    assert crc32c(b"\xff" * 32) == 0x62A8AB43
-    assert crc32c(bytes(range(32))) == 0x46DD794E
-    assert crc32c(b"") == 0
-    rng = np.random.default_rng(0)
-    for length in [*range(1, 12), 127, 128, 129, 255, 256, 1000, 4097, 70_001]:
-        data = rng.bytes(length)
-        assert masked_crc32c(data) == reference_crc(data), length
-
-
-# LMDB
-
-
-def write_lmdb(path, entries):
-    lmdb = pytest.importorskip("lmdb", reason="the package lmdb is not installed")
-    with lmdb.open(str(path), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
-        for key, value in entries.items():
-            transaction.put(key.encode(), value)
-    return path
-
-
-def lmdb_layout(layout):
-    """Entries of a database, and the key and class of each image."""
-    images = {f"{i:08d}": (encoded(photo(i)), i % 3) for i in range(6)}
-    if layout == "folders":
-        entries = {f"c{label}/{key}.jpg": data for key, (data, label) in images.items()}
-        return entries, {f"c{label}/{key}.jpg": (data, f"c{label}") for key, (data, label) in images.items()}
-    if layout == "beside":
-        entries = {f"image-{key}": data for key, (data, _) in images.items()}
-        entries |= {f"label-{key}": str(label).encode() for key, (_, label) in images.items()}
-        entries["num-samples"] = b"6"
-        return entries, {f"image-{key}": (data, str(label)) for key, (data, label) in images.items()}
-    plain = {key: (data, str(label)) for key, (data, label) in images.items()}
-    if layout == "pickled":
-        entries = {key: pickle.dumps((data, label)) for key, (data, label) in images.items()}
-        return entries | {"__len__": pickle.dumps(6), "__keys__": pickle.dumps(list(images))}, plain
-    file = descriptor_pb2.FileDescriptorProto(name="caffe.proto", syntax="proto2")  # as in Caffe's caffe.proto
-    message = file.message_type.add(name="Datum")
-    for number, (name, kind) in enumerate(
-        [("channels", 5), ("height", 5), ("width", 5), ("data", 12), ("label", 5), ("float_data", 2), ("encoded", 8)], 1
-    ):
-        message.field.add(name=name, number=number, label=3 if name == "float_data" else 1, type=kind)
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    datum = message_factory.GetMessageClass(pool.FindMessageTypeByName("Datum"))
-    entries = {
-        key: datum(channels=3, height=40, width=60, data=data, label=label, encoded=True).SerializeToString()
-        for key, (data, label) in images.items()
-    }
-    return entries, plain
-
-
-@pytest.mark.parametrize("layout", ["folders", "beside", "pickled", "Datum"])
-def test_lmdb(tmp_path, layout):
-    entries, expected = lmdb_layout(layout)
-    found, opened = packed(write_lmdb(tmp_path / "db", entries), tmp_path)
-    assert found == expected
-    assert len(opened.class_names) == 3
-
-
-def test_lmdb_is_read_by_worker_processes(tmp_path):
-    entries, expected = lmdb_layout("folders")
-    write_lmdb(tmp_path / "db", entries)
-    assert run(tmp_path / "db", tmp_path / "w.h5", "--workers", "2") == 0
-    assert len(Pack.open(tmp_path / "w.h5")) == len(expected)
-
-
-class Harmful:
-    def __reduce__(self):
-        return os.mkdir, ("harm",)
-
-
-@pytest.mark.parametrize(
-    ("value", "said"),
-    [(pickle.dumps((Harmful(), 1)), "mkdir"), (b"whatever", "expected"), (pickle.dumps([1, 2]), "pickled"),
-     (pickle.dumps((b"x", -1)), "label"), (b"", "expected")],
-)  # fmt: skip
-def test_lmdb_of_something_else_is_refused_and_runs_no_code(tmp_path, capsys, monkeypatch, value, said):
-    monkeypatch.chdir(tmp_path)
-    assert said in refused(capsys, write_lmdb(tmp_path / "db", {"a/0": value}), tmp_path)
-    assert not (tmp_path / "harm").exists()
 
 
 # CIFAR
@@ -346,6 +123,19 @@ def test_flowers_that_are_incomplete(tmp_path, capsys):
     assert "imagelabels.mat" in refused(capsys, root, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("labels", "train", "said"),
+    [([1, 2, 1], [], "no image of train"), ([1, 2, 1], [0], "0 to 0"), ([1, 2, 1], [4], "4 to 4"),
+     ([0, 2, 1], [1], "-1 is no class number"), ("abc", [1], "cannot be read")],
+)  # fmt: skip
+def test_flowers_whose_lists_do_not_fit(tmp_path, capsys, labels, train, said):
+    root = tmp_path / "flowers"
+    (root / "jpg").mkdir(parents=True)
+    savemat(root / "imagelabels.mat", {"labels": labels})
+    savemat(root / "setid.mat", {"trnid": np.array(train, dtype=np.uint16), "valid": [2], "tstid": [3]})
+    assert said in refused(capsys, root, tmp_path, "--under", "train")
+
+
 def test_pets_as_torchvision_reads_them(tmp_path):
     root = tmp_path / "oxford-iiit-pet"
     (root / "images").mkdir(parents=True)
@@ -410,8 +200,12 @@ def test_tables_that_cannot_be_used(tmp_path, capsys, text, options, said):
     assert said in refused(capsys, tmp_path / "t.csv", tmp_path, *options)
 
 
-def test_a_length_that_is_absurd_is_no_trap(tmp_path, capsys):
-    """A valid checksum over a length of 2**62."""
-    head = struct.pack("<Q", 1 << 62)
-    (tmp_path / "a.tfrecord").write_bytes(head + struct.pack("<I", reference_crc(head)) + b"abc")
-    assert "truncated" in refused(capsys, tmp_path / "a.tfrecord", tmp_path)
+def test_a_number_that_is_no_class_is_refused(tmp_path, capsys):
+    """Every class up to the greatest number gets a name: 10^12 of them would fill the memory."""
+    (tmp_path / "x.png").write_bytes(encoded(photo(0), "PNG"))
+    (tmp_path / "t.csv").write_text("path,label\nx.png,1000000000000\n")
+    assert "1000000000000 is no class number" in refused(capsys, tmp_path / "t.csv", tmp_path)
+    for label in ("1000000000000", "-1"):
+        members = {"a.jpg": encoded(photo(1)), "a.json": f'{{"cls": {label}}}'.encode()}
+        tar_of(tmp_path / "t.tar", members)
+        assert f"{label} is no class number" in refused(capsys, tmp_path / "t.tar", tmp_path)
