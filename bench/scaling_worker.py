@@ -6,6 +6,7 @@ import json
 import platform
 import statistics
 import sys
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -94,9 +95,12 @@ def main() -> None:
             print(f"error: {error}", file=sys.stderr, flush=True)
         comm.close()
         sys.exit(2)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         comm.abort(2)
+    except Exception:  # of one rank alone, such as memory that runs out: the others must not wait for it
+        traceback.print_exc()
+        comm.abort(1)
     if comm.leads:
         print(MARK + json.dumps(result), flush=True)
     comm.close()

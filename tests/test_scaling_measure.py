@@ -5,7 +5,9 @@ import os
 
 import pytest
 
-from bench import scaling, scaling_measure, steps
+from bench import scaling, scaling_measure, scaling_worker, steps
+from engine.comm import Communicator
+from engine.launch import Launch
 from loaders.errors import UserError
 
 SMALL = ["--model", "R8x0.25-8px", "--size", "8", "--batch", "4", "--warmup", "1", "--steps", "3", "--repeats", "2"]
@@ -44,6 +46,26 @@ def test_what_fails_in_a_step_is_said(monkeypatch, tmp_path, capsys):
         scaling.main(["--measure", "--gpus", "1", *SMALL, "--data", str(tmp_path / "text.h5")])
     assert ended.value.code == 2
     assert "text.h5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("error", "code"), [(MemoryError("no more"), 1), (UserError("bad input"), 2)])
+def test_what_breaks_one_rank_alone_ends_the_others_too(monkeypatch, capsys, error, code):
+    """Under srun a task that merely exits leaves the others waiting in an all-reduce."""
+
+    class Comm(Communicator):
+        def abort(self, code):
+            raise SystemExit(code)
+
+    def breaks(task, comm):
+        raise error
+
+    monkeypatch.setattr(scaling_worker, "connect", lambda backend: Comm(Launch("alone")))
+    monkeypatch.setattr(scaling_worker, "work", breaks)
+    monkeypatch.setattr("sys.argv", ["scaling_worker", '{"backend": "auto"}'])
+    with pytest.raises(SystemExit) as ended:
+        scaling_worker.main()
+    assert ended.value.code == code
+    assert str(error) in capsys.readouterr().err
 
 
 def test_fewer_tasks_than_asked_for_are_modelled(monkeypatch, tmp_path, capsys):
