@@ -75,3 +75,8 @@ def _check_classes(labels: np.ndarray, purpose: str) -> None:
         raise UserError(f"{purpose} need samples; the set is empty")
     if labels.min() < 0:
         raise UserError(f"{purpose} need classes from 0 on; found label {labels.min()}")
+
+
+def in_words(shots: str) -> str:
+    """A number of shots, for people."""
+    return {"full": "full", "1": "1 shot"}.get(shots, f"{shots} shots")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine import cli
+from engine.fewshot import in_words
 from loaders.errors import UserError
 
 ABOUT = """Mean and sample standard deviation over seeds, for each target, source of the weights, and number of shots.
@@ -82,7 +83,7 @@ def text(title: str, table: Mapping[str, Mapping[str, Score]]) -> str:
     seeds = [score.seeds for by_shots in table.values() for score in by_shots.values()]
     names = [label(source) for source in table]
     width = max(map(len, [title, *names])) + 2
-    rows = [title.ljust(width) + "".join(f"{head(shots):>16}" for shots in columns)]
+    rows = [title.ljust(width) + "".join(f"{in_words(shots):>16}" for shots in columns)]
     for name, by_shots in zip(names, table.values(), strict=True):
         rows.append(name.ljust(width) + "".join(f"{str(by_shots.get(shots, '–')):>16}" for shots in columns))
     count = f"{min(seeds)}" if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
@@ -93,10 +94,6 @@ def text(title: str, table: Mapping[str, Mapping[str, Score]]) -> str:
 def label(source: str) -> str:
     """A source of weights, for people."""
     return "random weights" if source == "random" else f"pre-trained: {source}"
-
-
-def head(shots: str) -> str:
-    return "full" if shots == "full" else f"{shots} shots"
 
 
 def plot(tables: Mapping[tuple[str, str], Mapping[str, Mapping[str, Score]]], picture: Path) -> None:

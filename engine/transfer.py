@@ -38,7 +38,7 @@ class Plan:
 
     @property
     def title(self) -> str:
-        return f"{self.source} → {self.dataset}, {self.shots}{' shots' if self.shots != 'full' else ''}"
+        return f"{self.source} → {self.dataset}, {fewshot.in_words(self.shots)}"
 
     def describe(self) -> str:
         """For people: the settings that the rule chose, and classes that have too few images."""
