@@ -15,15 +15,15 @@ import torch
 from engine import bit, checkpoint, feed, objective, weights
 from engine.comm import Communicator
 from engine.config import AgcSgdConfig, DataConfig, PretrainConfig
-from engine.evaluate import evaluate
+from engine.evaluate import evaluate, without_auc
 from engine.feed import Feed
 from engine.flat import FlatParameters
 from engine.objective import Objective
 from engine.optim import AgcSgd, named_groups
 from engine.precision import Precision
 from engine.standardized import StandardizedWeights, choose
-from loaders import transform
-from loaders.errors import UserError
+from loaders import superset, transform
+from loaders.errors import UserError, shorten
 from loaders.order import Blocks
 from loaders.shard import Pack
 from loaders.transform import Affine, Transform
@@ -42,6 +42,7 @@ class Parts:
     feed: Feed
     precision: Precision
     about: dict[str, Any]  # what a checkpoint says of itself
+    mean_auc: bool = False  # whether single labels are scored by mean AUC too
 
     def broadcast(self, comm: Communicator) -> None:
         """Give all ranks rank 0's parameters."""
@@ -51,7 +52,8 @@ class Parts:
 
     def evaluate(self, comm: Communicator) -> dict[str, float]:
         """Scores on the whole test set, over all ranks."""
-        return evaluate(self.model, self.feed.test_batches(), self.objective, comm, self.precision)
+        batches = self.feed.test_batches()
+        return evaluate(self.model, batches, self.objective, comm, self.precision, mean_auc=self.mean_auc)
 
     def summary(self, comm: Communicator) -> str:
         """What is about to run, for people."""
@@ -62,7 +64,22 @@ class Parts:
             f"{comm.size} rank{'s' if comm.size > 1 else ''} ({comm.name}); "
             f"{self.precision.name} on {self.precision.device.type}; AGC-SGD: {self.optimizer.implementation}, "
             f"weights standardized in the {'network' if self.standardized is None else 'optimizer'}"
+            f"{self._labels()}"
         )
+
+    def _labels(self) -> str:
+        """Counts of label vectors, and which labels cannot be scored."""
+        train, test, said = self.feed.train, self.feed.test, ""
+        vectors = train.labels.ndim > 1
+        if vectors:
+            said += "\n" + superset.counts(train.labels, train.class_names, train.parts)
+        missing = without_auc(test.labels, test.class_names) if test and (vectors or self.mean_auc) else []
+        if missing:
+            said += (
+                f"\n{len(missing)} of {len(test.class_names)} labels have no AUC and are not in its mean, since the "
+                f"test set knows only one value of them: {shorten(missing)}"
+            )
+        return said
 
 
 def build(
@@ -76,6 +93,7 @@ def build(
     lr: float,
     feed: Feed,
     precision: Precision,
+    mean_auc: bool = False,
 ) -> Parts:
     """Network, flat buffers and optimizer around `feed`; `state`: weights to start from, with a new head."""
     with torch.random.fork_rng(devices=[]):
@@ -104,6 +122,7 @@ def build(
         objective=objective.choose(feed.train.labels),
         feed=feed,
         precision=precision,
+        mean_auc=mean_auc,
         about={
             "format": 1,
             "run": run,
@@ -122,11 +141,9 @@ def pretraining(config: PretrainConfig, comm: Communicator) -> Parts:
     """The parts of a pre-training run."""
     precision = prepare(config.train.precision, config.train.device, comm)
     train = Pack.open(config.data.train)
-    test = None if config.data.val is None else Pack.open(config.data.val)
+    test = None if config.data.val is None else feed.open_test(config.data.val, train)
     num_classes = config.model.num_classes or len(train.class_names)
     feed.check_labels(train, num_classes)
-    if test is not None:
-        feed.check_same_classes(train, test)
     step = config.train
     plan = feed.order(
         np.arange(len(train)),

@@ -9,6 +9,7 @@ from omegaconf import MISSING
 
 from loaders.errors import UserError
 
+NORMALIZE = ("half", "imagenet")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 
@@ -33,8 +34,8 @@ def _check_reading(config: DataConfig | TargetConfig) -> None:
 class DataConfig:
     """Packs and how images become tensors."""
 
-    train: Any = MISSING  # pack to train on (or a list of packs that hold the same classes)
-    val: Any = None  # pack to evaluate on; none: no evaluation
+    train: Any = MISSING  # pack to train on; [a.h5,b.h5]: a superset, of the labels that all have
+    val: Any = None  # pack or packs to evaluate on; none: no evaluation
     augment: str = "natural"  # natural: random resized crop; crop: resize, random crop; xray: affine; none
     size: int = 224  # side of the images that the network sees, pixels
     resize: int | None = None  # evaluation: short side before the centre crop; none: size * 256 / 224
@@ -192,13 +193,16 @@ class PretrainConfig:
 class TargetConfig:
     """The data to transfer to; sizes follow the BiT-HyperRule unless given."""
 
-    train: str = MISSING  # pack to fine-tune on
-    test: str = MISSING  # pack to score on, all of it
+    train: Any = MISSING  # pack to fine-tune on, or a list of packs
+    test: Any = MISSING  # pack or packs to score on, all of it
+    name: str | None = None  # of the target, in results; none: the pack's
+    metric: str = "auto"  # auto: top-1 of one class per image, mean AUC of label vectors; mean_auc: of classes too
+    normalize: str = "auto"  # auto: as in pre-training, where the checkpoint says it, else half (-1..1); imagenet
     augment: str = "crop"  # crop: resize, random crop, flip (BiT); xray: the X-ray transform at `size` (default 224)
     flip: bool = True  # mirror half of the training images
     size: int | None = None  # side that the network sees; none: by the rule
     resize: int | None = None  # side before the random crop; none: by the rule
-    oversample: bool = False  # draw all classes equally often (the paper: Flowers-102 and COVIDx, full shot)
+    oversample: bool = False  # full shot: draw all classes equally often (the paper: Flowers-102 and COVIDx)
     backend: str = "auto"  # as for pre-training
     threads: int = 2  # decoding threads of each rank
     prefetch: int = 2  # batches decoded ahead
@@ -208,6 +212,8 @@ class TargetConfig:
     def __post_init__(self) -> None:
         _check_reading(self)
         _one_of("data.augment", self.augment, ("crop", "xray"))
+        _one_of("data.metric", self.metric, ("auto", "mean_auc"))
+        _one_of("data.normalize", self.normalize, ("auto", *NORMALIZE))
         _one_of("data.backend", self.backend, ("auto", "dali", "host"))
 
 

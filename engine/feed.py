@@ -80,6 +80,16 @@ def order(
     )
 
 
+def open_test(place: str | Sequence[str], train: Pack) -> Pack:
+    """The pack or packs to score on, of which label vectors are read with the labels that `train` has.
+
+    UserError where they have other classes.
+    """
+    test = Pack.open(place, labels=None if train.labels.ndim == 1 else train.class_names)
+    check_same_classes(train, test)
+    return test
+
+
 def check_labels(pack: Pack, num_classes: int) -> None:
     """UserError unless the pack's labels fit a head of `num_classes` outputs."""
     if pack.labels.ndim == 2:

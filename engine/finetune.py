@@ -83,6 +83,7 @@ def result_line(
         "train_images": plan.train_images,
         "test_images": int(scores["images"]),
         "test_loss": scores["loss"],
+        "test_top1": scores.get("top1"),
         "size": parts.about["size"],
         "mixup": plan.mixup,
         "ranks": comm.size,

@@ -197,5 +197,6 @@ def crossed(step: int, interval: float) -> bool:
 
 def describe(scores: Mapping[str, float]) -> str:
     """Scores for people."""
-    names = {"top1": "top-1 {:.2f}%", "mean_auc": "mean AUC {:.2f}%", "loss": "loss {:.4f}", "images": "{:.0f} images"}
+    auc = "mean AUC {:.2f}%" + (f" over {scores['auc_classes']} labels" if "auc_classes" in scores else "")
+    names = {"top1": "top-1 {:.2f}%", "mean_auc": auc, "loss": "loss {:.4f}", "images": "{:.0f} images"}
     return ", ".join(names[key].format(scores[key]) for key in names if key in scores)

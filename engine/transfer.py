@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,31 +58,33 @@ class Plan:
 def finetuning(config: FinetuneConfig, comm: Communicator) -> tuple[assemble.Parts, Plan]:
     """The parts of a fine-tuning run, and its plan."""
     precision = assemble.prepare(config.precision, config.device, comm)
-    train, test = Pack.open(config.data.train), Pack.open(config.data.test)
-    feed.check_same_classes(train, test)
-    network, source, state = _source(config)
+    train = Pack.open(config.data.train)
+    test = feed.open_test(config.data.test, train)
+    source = _source(config)
     pool = fewshot.draw(train.labels, config.shots, config.seed)
     short = fewshot.short_classes(train.labels, config.shots, len(train.class_names))
     height, width = np.median(train.sizes[pool], axis=0).astype(int)
     rule = hyperrule.rule(len(pool), int(height), int(width))
     mixup = rule.mixup if config.rule.mixup is None else config.rule.mixup
-    drawn = fewshot.oversample(train.labels, pool, config.seed) if config.data.oversample else pool
+    balanced = config.data.oversample and config.shots == "full"
+    drawn = fewshot.oversample(train.labels, pool, config.seed) if balanced else pool
     order = feed.order(drawn, config.batch, config.accumulate, config.seed, comm)
     parts = assemble.build(
         run=config.name,
-        network=network,
+        network=source.network,
         num_classes=len(train.class_names),
-        state=state,
+        state=source.state,
         channels_last=config.channels_last,
         optim=config.optim,
         lr=config.lr,
-        feed=Feed(train, test, order, *transforms(config, rule), config.data, precision.device),
+        feed=Feed(train, test, order, *transforms(config, rule, source.about), config.data, precision.device),
         precision=precision,
+        mean_auc=config.data.metric == "mean_auc",
     )
     plan = Plan(
-        network=network,
-        source=source,
-        dataset=Path(train.path).name.split(".")[0],
+        network=source.network,
+        source=source.name,
+        dataset=config.data.name or "+".join(name for name, *_ in train.parts),
         train_images=len(pool),
         shots=config.shots,
         short={train.class_names[index]: count for index, count in short.items()},
@@ -91,29 +95,53 @@ def finetuning(config: FinetuneConfig, comm: Communicator) -> tuple[assemble.Par
     return parts, plan
 
 
-def _source(config: FinetuneConfig) -> tuple[str, str, dict[str, torch.Tensor] | None]:
-    """Network, name, and weights (None: random) of what is transferred."""
+@dataclass(frozen=True)
+class Source:
+    """What is transferred."""
+
+    network: str
+    name: str  # for people and result lines
+    state: dict[str, torch.Tensor] | None  # None: random weights
+    about: dict[str, Any]  # what one of our checkpoints says of itself; empty for others
+
+
+def _source(config: FinetuneConfig) -> Source:
     if config.from_ == "random":
         if config.model is None:
             raise UserError(f"from=random needs model=…, one of {', '.join(bit.MEMBERS)}")
-        return config.model, "random", None
+        return Source(config.model, "random", None, {})
     state, about = assemble.read_weights(config.from_)
     network = config.model or about.get("network") or weights.member(state)
     if network is None:
         known = ", ".join(bit.MEMBERS)
         raise UserError(f"{config.from_} does not say which network it is; say model=…, one of {known}")
-    name = about.get("run") or Path(config.from_).name
-    return network, name, state
+    return Source(network, about.get("run") or Path(config.from_).name, state, about)
 
 
-def transforms(config: FinetuneConfig, rule: HyperRule) -> tuple[Transform, Transform]:
-    """Training and evaluation transform: the rule's sizes, unless the configuration has its own."""
+def transforms(config: FinetuneConfig, rule: HyperRule, about: Mapping[str, Any]) -> tuple[Transform, Transform]:
+    """Training and evaluation transform: the rule's sizes, unless the configuration has its own.
+
+    Pixels are normalized as in pre-training, as the published runs did, where `about` (of the checkpoint) says how.
+    """
     if config.data.augment == "xray":
         size = config.data.size or 224
-        return replace(transform.xray_train(size), flip=config.data.flip), transform.xray_eval(size)
-    size = config.data.size or rule.crop
-    resize = config.data.resize or round(size * rule.resize / rule.crop)
-    return replace(transform.bit_train(resize, size), flip=config.data.flip), transform.bit_eval(size)
+        pair = transform.xray_train(size), transform.xray_eval(size)
+    else:
+        size = config.data.size or rule.crop
+        resize = config.data.resize or round(size * rule.resize / rule.crop)
+        pair = transform.bit_train(resize, size), transform.bit_eval(size)
+    mean, std = _statistics(config.data.normalize, about)
+    train, test = (replace(each, mean=mean, std=std) for each in pair)
+    return replace(train, flip=config.data.flip), test
+
+
+def _statistics(normalize: str, about: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if normalize == "imagenet":
+        return transform.IMAGENET_MEAN, transform.IMAGENET_STD
+    half = (0.5, 0.5, 0.5)
+    if normalize == "half":
+        return half, half
+    return tuple(about.get("mean", half)), tuple(about.get("std", half))
 
 
 def _times(config: FinetuneConfig, rule: HyperRule, samples: int) -> Timetable:

@@ -13,6 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from loaders import superset
 from loaders.errors import UserError
 from loaders.hdf5 import FORMAT, VERSION, Hdf5Blob, index_checksum
 
@@ -166,45 +167,48 @@ class Keys(Sequence):
 class Pack:
     """A packed dataset: one shard or several, read as one. Make it with `Pack.open`."""
 
-    def __init__(self, shards: Sequence[_Shard], path: Path):
+    def __init__(self, shards: Sequence[_Shard], path: Path, class_names: Sequence[str] | None = None):
         first = shards[0]
         self._shards = list(shards)
         self._starts = np.cumsum([0, *(len(s.keys) for s in shards)]).tolist()
         self.path: Path = path
-        self.class_names: list[str] = first.class_names
-        self.labels: np.ndarray = _joined([s.labels for s in shards])
+        self.class_names: list[str] = list(first.class_names if class_names is None else class_names)
+        columns = [superset.columns(s, self.class_names) for s in shards]
+        self.labels: np.ndarray = _joined([_chosen(s.labels, c) for s, c in zip(shards, columns, strict=True)])
         self.sizes: np.ndarray = _joined([s.sizes for s in shards])
         self.groups: np.ndarray | None = None
         if any(s.groups is not None for s in shards):
             none = [np.full(len(s.keys), -1) if s.groups is None else s.groups for s in shards]
             self.groups = _joined(none)
         self.keys: Sequence[str] = Keys([s.keys for s in shards])
-        self.class_counts: np.ndarray = np.sum([s.counts for s in shards], axis=0)
+        self.class_counts: np.ndarray = np.sum([s.counts[c] for s, c in zip(shards, columns, strict=True)], axis=0)
         self.bits: int = max(s.attributes.get("bits", 8) for s in shards)
         """Bits per channel of the image that has most: 8 or 16."""
         self.attributes: dict = {**first.attributes, "records": len(self), "bits": self.bits}
         self.attributes.pop("shard", None)
 
     @classmethod
-    def open(cls, path: str | Path | Sequence[str | Path], *, alone: bool = False) -> "Pack":
+    def open(
+        cls, path: str | Path | Sequence[str | Path], *, alone: bool = False, labels: Sequence[str] | None = None
+    ) -> "Pack":
         """Map a pack: DEST.h5 (one file, or its set of shards), one shard, or a list of packs to be read as one.
 
+        Of label vectors those that all packs have are kept, by name (see `loaders.superset`); `labels` asks for certain
+        ones, in that order. Packs of one class per image must have the same classes.
         Cheap whatever the size: it reads the structure, not the records (`verify` does).
         `alone` opens the file of that name only, without looking for the shards of its set.
-        Raises UserError when missing, foreign, of a newer version, truncated, or with shards missing.
+        Raises UserError when missing, foreign, of a newer version, truncated, with shards missing, or where labels do
+        not match.
         """
         if isinstance(path, str | Path):
-            return cls(_open_set(Path(path), alone), Path(path))
+            return cls(_open_set(Path(path), alone), Path(path), labels)
         if not path:
             raise UserError("no pack was named")
         shards = [shard for p in path for shard in _open_set(Path(p), alone)]
-        for shard in shards[1:]:
-            if shard.class_names != shards[0].class_names:
-                raise UserError(f"{shards[0].path} and {shard.path} cannot be read as one: their class names differ")
-        return cls(shards, shards[0].path)
+        return cls(shards, shards[0].path, superset.common_labels(shards) if labels is None else labels)
 
     def __reduce__(self):
-        return (_reopen, ([s.path for s in self._shards], self.path))
+        return (_reopen, ([s.path for s in self._shards], self.path, self.class_names))
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -218,6 +222,11 @@ class Pack:
     def nbytes(self) -> int:
         """Bytes of the encoded images."""
         return sum(shard.blob_span[1] for shard in self._shards)
+
+    @property
+    def parts(self) -> list[tuple[str, int, int]]:
+        """Name of each pack that this was opened from, its first record, and the one after its last."""
+        return superset.parts(self._shards)
 
     def record(self, i: int) -> np.ndarray:
         """The encoded image i as uint8 (bytes,): a view of the memory map, not a copy. IndexError out of range."""
@@ -255,8 +264,12 @@ class Pack:
         ]
 
 
-def _reopen(shards: list[Path], path: Path) -> Pack:
-    return Pack([_Shard(p) for p in shards], path)
+def _reopen(shards: list[Path], path: Path, class_names: list[str]) -> Pack:
+    return Pack([_Shard(p) for p in shards], path, class_names)
+
+
+def _chosen(labels: np.ndarray, columns: slice | list[int]) -> np.ndarray:
+    return labels if isinstance(columns, slice) else labels[:, columns]
 
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:

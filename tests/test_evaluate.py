@@ -6,7 +6,7 @@ from torch import nn
 
 from engine import objective
 from engine.comm import Communicator
-from engine.evaluate import evaluate, per_class_auc
+from engine.evaluate import evaluate, per_class_auc, without_auc
 from engine.launch import Launch
 from engine.precision import Precision
 from loaders.batches import Batch
@@ -62,6 +62,28 @@ def test_label_vectors_with_unknowns_against_scikit_learn():
     flat_labels, flat_scores = labels[known].double(), scores[known].double()
     expected = nn.functional.binary_cross_entropy_with_logits(flat_scores, flat_labels)
     assert found["loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_single_labels_by_mean_auc_against_scikit_learn():
+    """As PadChest-cl is scored; the class 3 is in no sample."""
+    torch.manual_seed(0)
+    images, labels = torch.randn(53, 3, 2, 2), torch.tensor([0, 1, 2, 4])[torch.randint(0, 4, (53,))]
+    found = evaluate(Flat(5), batches(images, labels, 16), objective.choose(labels.numpy()), COMM, FP32, mean_auc=True)
+    chances = images.flatten(1)[:, :5].double().softmax(1)
+    areas = [roc_auc_score(labels == k, chances[:, k]) for k in (0, 1, 2, 4)]
+    assert found["mean_auc"] == pytest.approx(100 * np.mean(areas))
+    assert found["auc_classes"] == 4
+    assert found["top1"] == pytest.approx(100 * accuracy_score(labels, chances.argmax(1)))
+
+
+def test_labels_without_an_area_are_named():
+    nan = float("nan")
+    vectors = np.array([[1, 0, nan, 1, nan], [0, 0, nan, 1, 1], [nan, nan, nan, 1, 0]])
+    assert without_auc(vectors, ["both", "none", "unknown", "all", "known pair"]) == ["none", "unknown", "all"]
+    assert without_auc(np.array([0, 2, 2]), ["a", "b", "c"]) == ["b"]
+    assert without_auc(np.array([1, 1]), ["a", "b"]) == ["a", "b"]
+    areas = per_class_auc(vectors, np.zeros(vectors.shape))
+    assert np.isnan(areas).tolist() == [False, True, True, True, False]
 
 
 def test_without_any_known_pair_there_is_no_auc():

@@ -1,10 +1,11 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from engine import bit, fewshot, finetune, pretrain, transfer
+from engine import bit, fewshot, finetune, hyperrule, pretrain, transfer
 from engine.comm import Communicator
 from engine.config import PretrainConfig
 from engine.configure import load
@@ -68,6 +69,58 @@ def test_only_the_drawn_shots_are_trained_on(digits, pretrained):
     seen = torch.cat([batch.ids for step in parts.feed.train_batches(0, 5) for batch in step])
     assert set(seen.tolist()) == set(drawn.tolist())
     assert plan.train_images == 10
+
+
+def settled(digits, *settings):
+    """The parts of a run that is not started."""
+    packs = [f"data.train={digits / 'high-train.h5'}", f"data.test={digits / 'high-test.h5'}"]
+    return transfer.finetuning(load(finetune.FinetuneConfig, "demo", [*packs, *settings], "finetune"),
+                               Communicator(Launch("alone")))  # fmt: skip
+
+
+def test_pixels_are_normalized_as_in_pre_training(digits, pretrained):
+    imagenet, half = (0.485, 0.456, 0.406), (0.5, 0.5, 0.5)  # the demo pre-trains with ImageNet's
+    random = ("from=random", "model=R8x0.25-8px")
+    for settings, mean in (
+        ((f"from={pretrained}",), imagenet),
+        (random, half),
+        ((f"from={pretrained}", "data.normalize=half"), half),
+        ((*random, "data.normalize=imagenet"), imagenet),
+    ):
+        parts, _ = settled(digits, "shots=1", *settings)
+        assert parts.feed.train_transform.mean == parts.feed.test_transform.mean == mean
+        assert tuple(parts.about["mean"]) == mean
+
+
+def test_classes_are_balanced_with_all_images_only(digits):
+    labels = Pack.open(digits / "high-train.h5").labels
+    most = np.bincount(labels).max()
+    for shots, expected in (("full", [most] * 5), ("3", [3] * 5)):
+        parts, plan = settled(digits, "from=random", "model=R8x0.25-8px", "data.oversample=true", f"shots={shots}")
+        assert np.bincount(labels[parts.feed.plan.pool]).tolist() == expected
+        assert plan.train_images == (len(labels) if shots == "full" else 15)  # the rule counts distinct images
+
+
+@pytest.mark.parametrize(
+    ("recipe", "augment", "metric", "oversample"),
+    [("cifar10", "crop", "auto", False), ("cifar100", "crop", "auto", False), ("flowers102", "crop", "auto", True),
+     ("pets", "crop", "auto", False), ("covidx", "crop", "auto", True), ("tuberculosis", "crop", "auto", False),
+     ("chexpert", "xray", "auto", False), ("mimic", "xray", "auto", False), ("nih", "xray", "auto", False),
+     ("padchest", "xray", "auto", False), ("padchest_cl", "xray", "mean_auc", False)],
+)  # fmt: skip
+def test_targets_of_the_protocol(recipe, augment, metric, oversample):
+    """Batch, rate, momentum, decay, clipping, transform, oversampling, and metric of each published target."""
+    config = load(finetune.FinetuneConfig, recipe, ["from=x", "data.train=a", "data.test=b"], "finetune")
+    assert (config.batch, config.lr, config.shots, config.rule.steps) == (128, 0.001, "full", None)
+    assert (config.optim.momentum, config.optim.nesterov, config.optim.weight_decay) == (0.9, True, 0)
+    assert (config.optim.clipping, config.optim.eps) == (0.01, 1e-3)
+    assert (config.data.name, config.data.augment, config.data.metric) == (recipe, augment, metric)
+    assert config.data.oversample == oversample
+    train, test = transfer.transforms(config, hyperrule.rule(50_000, 300, 300), {})
+    assert (test.size, train.before_crop) == ((224, 224) if augment == "xray" else (480, 512))
+    small, test = transfer.transforms(config, hyperrule.rule(50_000, 32, 32), {})
+    assert (test.size, small.before_crop) == ((224, 224) if augment == "xray" else (128, 160))
+    assert small.flip
 
 
 def test_a_tuned_network_is_kept_where_a_folder_is_given(digits, pretrained, tmp_path):

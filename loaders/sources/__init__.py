@@ -15,7 +15,7 @@ from types import ModuleType
 
 import numpy as np
 
-from loaders.errors import UserError
+from loaders.errors import UserError, shorten
 from loaders.listing import Bytes, FileRange, Item, Listing, Table, TableBuilder
 
 __all__ = ["Bytes", "FileRange", "Item", "Listing", "classes_from_folders", "find_source", "is_image_name", "kinds"]
@@ -23,7 +23,6 @@ __all__ = ["Bytes", "FileRange", "Item", "Listing", "classes_from_folders", "fin
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2"))
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MOST_CLASSES = 1_000_000  # a greater class number is some other number: every class up to it would get a name
-_SHOWN = 8  # names listed in a message before "…"
 
 
 def kinds() -> dict[str, ModuleType]:
@@ -140,8 +139,3 @@ def check_class_numbers(numbers: Iterable[int], source: str) -> None:
 
 def _is_under(name: str, tree: str) -> bool:
     return PurePosixPath(name).is_relative_to(PurePosixPath(tree))
-
-
-def shorten(names: Sequence[str]) -> str:
-    """The first few names, for a message."""
-    return ", ".join(names[:_SHOWN]) + (f", … ({len(names):,} in all)" if len(names) > _SHOWN else "")
