@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from bench.report_names import METRICS, Cell, FigureSpec, Layout, Panel, target_name
+from bench.report_names import METRICS, Cell, Layout, Panel, target_name
 from bench.report_panels import Style, draw_full, draw_scale, draw_shots
 from engine.results import Score
 
@@ -32,10 +33,10 @@ class Content:
 
 def figures(scores: Mapping[Cell, Score], layout: Layout) -> dict[str, Figure]:
     """Name → figure, of those that have anything to show."""
+    scores = {cell: score for cell, score in scores.items() if math.isfinite(score.mean)}
     drawn, shown = {}, set()
     for spec in layout.figures:
-        contents = [content(panel, scores, layout) for panel in spec.panels]
-        if contents := [one for one in contents if one.scores]:
+        if contents := _worthwhile([content(panel, scores, layout) for panel in spec.panels]):
             drawn[spec.name] = draw(spec.title, contents, layout)
             shown |= {cell for one in contents for cell in one.scores}
     for target, metric in dict.fromkeys((cell.target, cell.metric) for cell in scores if cell not in shown):
@@ -47,7 +48,7 @@ def figures(scores: Mapping[Cell, Score], layout: Layout) -> dict[str, Figure]:
 
 
 def content(panel: Panel, scores: Mapping[Cell, Score], layout: Layout) -> Content:
-    """What results there are for a panel of the paper."""
+    """What results there are for a panel of the paper; bars in place of curves that have but one point, full shot."""
     target = layout.targets[panel.target]
     columns = {layout.column(target.name, name): name for name in panel.sources if name in layout.tables[0].columns}
     wanted = {
@@ -57,7 +58,18 @@ def content(panel: Panel, scores: Mapping[Cell, Score], layout: Layout) -> Conte
         and (cell.source in columns or layout.source(cell.source).domain in panel.sources)
         and (panel.kind == "shots" or cell.shots == "full")
     }
-    return Content(panel.kind, target.name, _sorted(scores, wanted, layout), columns)
+    alone = panel.kind == "shots" and {cell.shots for cell in wanted} == {"full"}
+    return Content("full" if alone else panel.kind, target.name, _sorted(scores, wanted, layout), columns)
+
+
+def _worthwhile(contents: Sequence[Content]) -> list[Content]:
+    """Those with results, but no bars that are among the bars of a later panel."""
+    bars = [set(one.scores) if one.kind == "full" else set() for one in contents]
+    return [
+        one
+        for index, one in enumerate(contents)
+        if one.scores and not any(bars[index] and bars[index] <= others for others in bars[index + 1 :])
+    ]
 
 
 def generic(scores: Mapping[Cell, Score], layout: Layout) -> list[Content]:
@@ -74,7 +86,7 @@ def draw(title: str, contents: Sequence[Content], layout: Layout) -> Figure:
     across = len(contents) if len(contents) < 4 else 2 if len(contents) == 4 else 4
     down = -(-len(contents) // across)
     figure = Figure(figsize=(WIDTH * across + LEGEND, HEIGHT * down + 0.6), layout="constrained")
-    panels = figure.subplots(down, across, squeeze=False).flat
+    panels = list(figure.subplots(down, across, squeeze=False).flat)
     for index, (axes, one) in enumerate(zip(panels, contents, strict=False)):
         if one.kind == "shots":
             draw_shots(axes, one.scores, style)
@@ -82,14 +94,17 @@ def draw(title: str, contents: Sequence[Content], layout: Layout) -> Figure:
             draw_full(axes, one.scores, style)
         else:
             draw_scale(axes, one.scores, style, one.columns)
-        letter = f"({chr(ord('a') + index)}) " if len(contents) > 1 else ""
-        axes.set_title(letter + layout.target(one.target).label, fontsize=10)
-    for axes in list(panels)[len(contents) :]:
+        if len(contents) > 1:
+            axes.set_title(f"({chr(ord('a') + index)}) {_about(one, layout)}", fontsize=10)
+    for axes in panels[len(contents) :]:
         axes.remove()
     seeds = _seeds(score for one in contents for score in one.scores.values())
-    width = 20 * across + 20
-    figure.suptitle("\n".join([*textwrap.wrap(title, width), *textwrap.wrap(seeds, width)]), fontsize=10)
-    _legend(figure, contents, style)
+    width = round(12 * WIDTH * across)
+    figure.suptitle(
+        "\n".join([*textwrap.wrap(title, width), *textwrap.wrap(seeds, width)]), fontsize=10, x=0.01, ha="left"
+    )
+    if any(one.kind != "full" for one in contents):  # bars say themselves what they are
+        _legend(figure, contents, style)
     return figure
 
 
@@ -99,22 +114,33 @@ def save(figure: Figure, path: Path, suffix: str) -> None:
         figure.savefig(path, format=suffix, dpi=110, metadata={"Date": None} if suffix == "svg" else None)
 
 
+def _about(one: Content, layout: Layout) -> str:
+    """A panel in words: its target, and what all that it shows has in common."""
+    label = layout.target(one.target).label
+    if one.kind == "full":
+        return f"{label}, full shot"
+    domains = {layout.source(cell.source).domain for cell in one.scores}
+    single = domains.pop() if len(domains) == 1 else None
+    return f"{label}, {single} sources" if single else label
+
+
 def _legend(figure: Figure, contents: Sequence[Content], style: Style) -> None:
-    place: dict[str, Any] = {"fontsize": 8, "title_fontsize": 8, "alignment": "left", "frameon": False}
+    """Beside the panels: colours of sources, then marks of networks; of scale panels, their own lines."""
+    entries: list[tuple[Any, str]] = []
     if any(one.kind == "scale" for one in contents):
-        lines = {}
-        for axes in figure.axes:
-            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-                lines.setdefault(label, handle)
-        names = sorted(lines)
-        figure.legend([lines[name] for name in names], names, loc="outside right upper", **place)
-        return
-    sources = [Line2D([], [], color=colour, linewidth=3) for colour in style.colours.values()]
-    names = [style.layout.source(name).label.replace("+", "\n   +", 0) for name in style.colours]
-    figure.legend(sources, names, title="weights from", loc="outside right upper", **place)
-    marks = [Line2D([], [], color="0.3", marker=mark, linestyle=line) for mark, line, _ in style.networks.values()]
-    if any(style.networks):
-        figure.legend(marks, list(style.networks), title="network", loc="outside right lower", **place)
+        found = [pair for axes in figure.axes for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
+        entries = list({label: (handle, label) for handle, label in found}.values())
+    else:
+        nothing = Line2D([], [], linestyle="none")
+        entries.append((nothing, "weights from"))
+        for source, colour in style.colours.items():
+            entries.append((Line2D([], [], color=colour, linewidth=3), style.layout.source(source).label))
+        if any(style.networks):
+            entries += [(nothing, ""), (nothing, "network")]
+        for network, (mark, dashes, _, _) in style.networks.items():
+            entries.append((Line2D([], [], color="0.3", marker=mark, linestyle=dashes), network or "unknown"))
+    handles, labels = zip(*entries, strict=True)
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False, handlelength=2.8)
 
 
 def _seeds(scores: Iterable[Score]) -> str:

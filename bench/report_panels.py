@@ -13,8 +13,9 @@ NATURAL = {"imagenet1k": "#E69F00", "imagenet21k": "#D55E00"}
 """The natural sources look alike in every figure."""
 COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#000000", "#999933", "#882255", "#332288", "#DDCC77", "#44AA99")
 """For the others in turn. These are of the palettes of Okabe and Ito and of Tol, made for colour-blind readers too."""
-NETWORKS = (("o", "--", ""), ("s", "-", "///"), ("^", ":", "..."), ("D", "-.", "xx"))
-"""Marker, line and hatch of the networks in turn."""
+NETWORKS = (("o", "-", "", "#0072B2"), ("s", "--", "///", "#D55E00"), ("^", ":", "...", "#009E73"),
+            ("D", "-.", "xx", "#CC79A7"))  # fmt: skip
+"""Marker, line and hatch of the networks in turn, and their colour where colour does not tell the source."""
 DODGE = 0.05
 """Between neighbouring lines, of the distance between two numbers of shots: so that error bars are told apart."""
 
@@ -25,26 +26,27 @@ class Style:
 
     layout: Layout
     colours: Mapping[str, str]  # by source
-    networks: Mapping[str, tuple[str, str, str]]  # marker, line, hatch
+    networks: Mapping[str, tuple[str, str, str, str]]  # marker, line, hatch, colour
 
     @classmethod
     def of(cls, cells: Iterable[Cell], layout: Layout) -> Style:
-        """Sources and networks of a figure's cells, in the order of these."""
-        cells = list(cells)
-        others = [name for name in dict.fromkeys(cell.source for cell in cells) if name not in NATURAL]
+        """The style of a figure with these cells. The paper's networks keep their marks where one of them is there."""
+        cells = sorted(cells, key=layout.order)
+        sources, networks = (dict.fromkeys(getattr(cell, name) for cell in cells) for name in ("source", "network"))
+        others = [name for name in sources if name not in NATURAL]
         colours = NATURAL | {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(others)}
-        networks = [*layout.networks, *sorted({cell.network for cell in cells} - set(layout.networks))]
-        marks = {name: NETWORKS[index % len(NETWORKS)] for index, name in enumerate(networks)}
-        used = {cell.source for cell in cells}, {cell.network for cell in cells}
+        known = [*layout.networks] if set(networks) & set(layout.networks) else []
+        ordered = [*known, *sorted(set(networks) - set(known))]
+        marks = {name: NETWORKS[index % len(NETWORKS)] for index, name in enumerate(ordered)}
         return cls(
             layout,
-            {name: colours[name] for name in (*NATURAL, *others) if name in used[0]},
-            {name: marks[name] for name in networks if name in used[1]},
+            {name: colours[name] for name in sources},
+            {name: look for name, look in marks.items() if name in networks},
         )
 
     def line(self, cell: Cell) -> dict[str, Any]:
         """How the line of a source and a network is drawn."""
-        marker, dashes, _ = self.networks[cell.network]
+        marker, dashes, _, _ = self.networks[cell.network]
         return {"color": self.colours[cell.source], "marker": marker, "linestyle": dashes, "markersize": 4.5}
 
     def label(self, cell: Cell) -> str:
@@ -63,7 +65,12 @@ def draw_shots(axes: Any, scores: Mapping[Cell, Score], style: Style) -> None:
         cell = found[present[0]][0]
         at = [shots.index(number) + DODGE * (index - (len(lines) - 1) / 2) for number in present]
         _errorbar(axes, at, [found[number][1] for number in present], style.label(cell), style.line(cell))
-    axes.set(xticks=range(len(shots)), xticklabels=shots, xlabel="training images of each class")
+    axes.set(
+        xticks=range(len(shots)),
+        xticklabels=shots,
+        xlabel="training images of each class",
+        xlim=(-0.5, len(shots) - 0.5),
+    )
     _finish(axes, scores)
 
 
@@ -83,7 +90,7 @@ def draw_full(axes: Any, scores: Mapping[Cell, Score], style: Style) -> None:
         axes.annotate(f"{score.mean:.1f}", (right, index), (4, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_yticks(range(len(scores)), [style.label(cell) for cell in scores], fontsize=8)
     axes.set(ylim=(len(scores) - 0.4, -0.6), xlabel=_metric(scores))
-    axes.set_xlim(0, 1.12 * max(score.mean + (score.deviation or 0.0) for score in scores.values()))
+    axes.set_xlim(0, 1.2 * max(score.mean + (score.deviation or 0.0) for score in scores.values()))
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
 
@@ -92,12 +99,11 @@ def draw_scale(axes: Any, scores: Mapping[Cell, Score], style: Style, columns: M
     """A line for each network and domain: the full-shot score over sources by size; `columns` names them, by source."""
     layout = style.layout
     sources = sorted({cell.source for cell in scores}, key=lambda name: layout.source(name).images)
-    for domain, look in (("medical", "white"), ("natural", None)):
-        for network, (marker, dashes, _) in style.networks.items():
+    for network, (marker, dashes, _, colour) in style.networks.items():
+        for domain, look in (("medical", "white"), ("natural", colour)):
             found = [cell for cell in scores if (layout.source(cell.source).domain, cell.network) == (domain, network)]
             found.sort(key=lambda cell: sources.index(cell.source))
-            colour = COLOURS[list(style.networks).index(network)]
-            line = {"color": colour, "marker": marker, "linestyle": dashes, "markerfacecolor": look or colour}
+            line = {"color": colour, "marker": marker, "linestyle": dashes, "markerfacecolor": look}
             at = [sources.index(cell.source) for cell in found]
             if found:
                 _errorbar(axes, at, [scores[cell] for cell in found], f"{network}, {domain} sources", line)
@@ -109,7 +115,9 @@ def draw_scale(axes: Any, scores: Mapping[Cell, Score], style: Style, columns: M
 
 def _errorbar(axes: Any, at: Sequence[float], scores: Sequence[Score], label: str, look: Mapping[str, Any]) -> None:
     spread = [score.deviation or 0.0 for score in scores]
-    axes.errorbar(at, [score.mean for score in scores], spread, capsize=2, elinewidth=0.9, label=label, **look)
+    drawn = axes.errorbar(at, [score.mean for score in scores], spread, capsize=2, elinewidth=0.8, label=label, **look)
+    for part in (*drawn[1], *drawn[2]):  # so that they do not hide lines
+        part.set_alpha(0.6)
 
 
 def _finish(axes: Any, scores: Mapping[Cell, Score]) -> None:
