@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from engine import cli
 from engine.fewshot import in_words
-from loaders.errors import UserError
+from engine.results import Result, Score, read, score
 
 ABOUT = """Mean and sample standard deviation over seeds, for each target, source of the weights, and number of shots.
 
@@ -20,55 +17,14 @@ ABOUT = """Mean and sample standard deviation over seeds, for each target, sourc
 
 A run that was repeated (same target, source, network, shots and seed) counts once: its newest line."""
 METRICS = {"top1": "top-1, %", "mean_auc": "mean AUC, %"}
-NEEDED = ("metric_value", "metric", "seed", "shot", "pretrained_model", "dataset")
 
 
-@dataclass(frozen=True)
-class Score:
-    """A metric over the seeds of one setting."""
-
-    mean: float  # percent
-    deviation: float | None  # sample standard deviation, percent; None of one seed
-    seeds: int
-
-    def __str__(self) -> str:
-        return f"{self.mean:.1f}" if self.deviation is None else f"{self.mean:.1f} ± {self.deviation:.1f}"
-
-
-def read(paths: Sequence[str | Path]) -> list[dict]:
-    """The result lines of several files, each run once. UserError where a file or a line is not of that kind."""
-    newest: dict[tuple, dict] = {}
-    for path in map(Path, paths):
-        if not path.is_file():
-            raise UserError(f"there are no results at {path}; engine.finetune appends them to results=…")
-        for number, text in enumerate(path.read_text().splitlines(), 1):
-            try:
-                line = json.loads(text)
-                missing = [name for name in NEEDED if name not in line]
-            except (ValueError, TypeError) as error:
-                raise UserError(f"{path}, line {number}: not a line of results ({error})") from error
-            if missing:
-                raise UserError(f"{path}, line {number}: a result lacks {', '.join(missing)}")
-            run = (*(line[name] for name in NEEDED[1:]), line.get("network"))
-            newest.pop(run, None)  # the order is that of the newest lines
-            newest[run] = line
-    if not newest:
-        raise UserError(f"no results in {', '.join(map(str, paths))}")
-    return list(newest.values())
-
-
-def scores(lines: Sequence[Mapping]) -> dict[str, dict[str, Score]]:
-    """Source of the weights → shots → score, of the lines of one target."""
+def scores(results: Sequence[Result]) -> dict[str, dict[str, Score]]:
+    """Source of the weights → shots → score, of the results of one target."""
     values: dict[str, dict[str, list[float]]] = {}
-    for line in lines:
-        values.setdefault(line["pretrained_model"], {}).setdefault(str(line["shot"]), []).append(line["metric_value"])
-    return {
-        source: {
-            shots: Score(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None, len(found))
-            for shots, found in by_shots.items()
-        }
-        for source, by_shots in values.items()
-    }
+    for result in results:
+        values.setdefault(result.source, {}).setdefault(result.shots, []).append(result.value)
+    return {source: {shots: score(found) for shots, found in by_shots.items()} for source, by_shots in values.items()}
 
 
 def all_shots(table: Mapping[str, Mapping[str, Score]]) -> list[str]:
@@ -118,10 +74,10 @@ def plot(tables: Mapping[tuple[str, str], Mapping[str, Mapping[str, Score]]], pi
 
 def report(results: Sequence[str | Path], picture: Path | None = None) -> str:
     """The tables of result files; their figure goes to `picture`. UserError where there are no results."""
-    lines = read(results)
+    found = read(results)
     tables = {}
-    for target in dict.fromkeys((line["dataset"], line["metric"]) for line in lines):
-        tables[target] = scores([line for line in lines if (line["dataset"], line["metric"]) == target])
+    for target in dict.fromkeys((result.dataset, result.metric) for result in found):
+        tables[target] = scores([result for result in found if (result.dataset, result.metric) == target])
     if picture is not None:
         picture.parent.mkdir(parents=True, exist_ok=True)
         plot(tables, picture)

@@ -1,0 +1,207 @@
+"""Results of fine-tuning: read from our JSONL and from the published CSV, scored over seeds, written as that CSV.
+
+Both formats become the same `Result`s. Our lines (`engine.finetune` appends them) hold percent and the names that
+they show; the published files (arXiv 2106.00116) hold fractions, `test/acc`, `10_shot`, and repeat rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+
+from loaders.errors import UserError
+
+COLUMNS = ("metric_value", "metric", "path", "seed", "shot", "pretrained_model", "dataset", "last_step")
+"""Of the published CSV, in its order."""
+NEEDED = ("metric_value", "metric", "seed", "shot", "pretrained_model", "dataset")
+"""Without these, a line or row says nothing."""
+PUBLISHED_METRICS = {"test/acc": "top1", "test/mean_auc": "mean_auc"}
+PUBLISHED_DATASETS = {"padchest": "padchest_cl", "padchest_multilabel": "padchest"}
+"""Where the published CSV has another name for a target. Its `padchest` is PadChest-cl, one label an image: it has few
+shots and a top-1, and its mean AUC is Table 4's of PadChest-cl. So PadChest itself needs a name there: ours."""
+_NETWORK = re.compile(r"_(?:bit|r)(\d+x[\d.]+(?:-\d+px)?)$")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run's score on its target's test set."""
+
+    dataset: str  # the target, as packed: padchest_cl, cifar10-train
+    metric: str  # top1 or mean_auc
+    source: str  # what the weights come from, as it was written: imagenet21k_bit152x4, chexpert_r50x1, random
+    network: str | None  # R50x1; None where neither the line nor the source's name says it
+    shots: str  # training images of each class, "10", or "full"
+    seed: int
+    value: float  # percent
+    last_step: int | None = None
+    path: str = ""  # folder of the run, if it kept one
+
+    @property
+    def run(self) -> tuple:
+        """What two results of the same run share."""
+        return self.dataset, self.metric, self.source, self.network, self.shots, self.seed
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric over the seeds of one setting."""
+
+    mean: float  # percent
+    deviation: float | None  # sample standard deviation, percent; None of one seed
+    seeds: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f}" if self.deviation is None else f"{self.mean:.1f} ± {self.deviation:.1f}"
+
+
+def score(values: Sequence[float]) -> Score:
+    """Mean and sample standard deviation (n - 1) of one value or more."""
+    return Score(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+
+def network_of(source: str) -> str | None:
+    """The network that a source's name ends with: R50x1 of `chexpert_bit50x1` and of `chexpert_r50x1`."""
+    found = _NETWORK.search(source)
+    return f"R{found[1]}" if found else None
+
+
+def read(paths: Iterable[str | Path]) -> list[Result]:
+    """The results in files, `.csv` as published and else our JSONL; of each run the last, in the order of these.
+
+    UserError where a file or a line is not of that kind, and where there is no result at all. A last line without
+    its end, as a killed writer leaves it, is left out with a warning on stderr.
+    """
+    paths = [Path(path) for path in paths]
+    newest: dict[tuple, Result] = {}
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"there are no results at {path}; engine.finetune appends them to results=…")
+        try:
+            content = path.read_text()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not text; expected our JSONL or the published CSV") from error
+        for result in _read_csv(path, content) if path.suffix.lower() == ".csv" else _read_jsonl(path, content):
+            newest.pop(result.run, None)
+            newest[result.run] = result
+    if not newest:
+        raise UserError(f"no results in {', '.join(map(str, paths))}")
+    return list(newest.values())
+
+
+def _read_jsonl(path: Path, content: str) -> Iterator[Result]:
+    lines = content.splitlines()
+    for number, text in enumerate(lines, 1):
+        try:
+            line = json.loads(text)
+            missing = [name for name in NEEDED if name not in line]
+        except (ValueError, TypeError) as error:
+            if number == len(lines) and not content.endswith("\n") and isinstance(error, json.JSONDecodeError):
+                print(f"warning: {path}, line {number}: cut off, left out", file=sys.stderr)
+                return
+            raise UserError(f"{path}, line {number}: not a line of results ({error})") from error
+        if missing:
+            raise UserError(f"{path}, line {number}: a result lacks {', '.join(missing)}")
+        yield _result(line, f"{path}, line {number}", line.get("network"), float)
+
+
+def _read_csv(path: Path, content: str) -> Iterator[Result]:
+    rows = csv.DictReader(content.splitlines())
+    if missing := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
+        raise UserError(f"{path}: a CSV of results has the columns {', '.join(COLUMNS)}; {', '.join(missing)} missing")
+    for row in rows:
+        where = f"{path}, line {rows.line_num}"
+        if lacking := [name for name in NEEDED if not row[name]]:
+            raise UserError(f"{where}: a result lacks {', '.join(lacking)}")
+        if row["metric"] not in PUBLISHED_METRICS:
+            raise UserError(f"{where}: metric is {row['metric']!r}; expected {' or '.join(PUBLISHED_METRICS)}")
+        shots = row["shot"].removesuffix("_shot")
+        if not (shots == "full" or shots.isdecimal()):
+            raise UserError(f"{where}: shot is {row['shot']!r}; expected such as 10_shot, or full_shot")
+        names = {
+            "metric": PUBLISHED_METRICS[row["metric"]],
+            "shot": shots,
+            "dataset": PUBLISHED_DATASETS.get(row["dataset"], row["dataset"]),
+        }
+        yield _result(row | names, where, row.get("network"), _percent)
+
+
+def _result(line: Mapping[str, Any], where: str, network: str | None, percent: Callable[[Any], float]) -> Result:
+    try:
+        return Result(
+            dataset=str(line["dataset"]),
+            metric=str(line["metric"]),
+            source=str(line["pretrained_model"]),
+            network=network or network_of(str(line["pretrained_model"])),
+            shots=str(line["shot"]),
+            seed=int(line["seed"]),
+            value=percent(line["metric_value"]),
+            last_step=int(line["last_step"]) if line.get("last_step") not in (None, "") else None,
+            path=str(line.get("path") or ""),
+        )
+    except (ValueError, TypeError, InvalidOperation) as error:
+        raise UserError(f"{where}: a number is expected, but {error}") from error
+
+
+def _percent(text: str) -> float:
+    """Percent of a fraction, without rounding on the way."""
+    fraction = Decimal(text)
+    if not (fraction.is_nan() or 0 <= fraction <= 1):
+        raise ValueError(f"metric_value is {text}, not a fraction from 0 to 1")
+    return float(fraction.scaleb(2))
+
+
+def write_csv(results: Iterable[Result], path: str | Path) -> None:
+    """Write results in the published columns and conventions; `read` gives the same results back.
+
+    A ninth column, `network`, comes where a source's name does not say its network. UserError for a metric that the
+    format does not have.
+    """
+    results = list(results)
+    metrics = {ours: theirs for theirs, ours in PUBLISHED_METRICS.items()}
+    datasets = {ours: theirs for theirs, ours in PUBLISHED_DATASETS.items()}
+    if unknown := {result.metric for result in results} - set(metrics):
+        raise UserError(f"{path}: the published CSV has {' and '.join(metrics)} only, not {', '.join(sorted(unknown))}")
+    more = ("network",) if any(result.network != network_of(result.source) for result in results) else ()
+    with whole(path) as temporary, open(temporary, "w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(COLUMNS + more)
+        for result in results:
+            row = (
+                format(Decimal(repr(result.value)).scaleb(-2), "f"),
+                metrics[result.metric],
+                result.path,
+                result.seed,
+                f"{result.shots}_shot",
+                result.source,
+                datasets.get(result.dataset, result.dataset),
+                "" if result.last_step is None else result.last_step,
+            )
+            table.writerow(row + ((result.network or "",) if more else ()))
+
+
+@contextlib.contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """A temporary place beside `path`, which gets that name when the block ends well; nothing stays when it does not.
+
+    The folder is made where it is missing.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
