@@ -232,6 +232,7 @@ class FinetuneConfig:
     name: str = MISSING  # of the recipe, kept in result lines
     about: str = ""  # what the recipe is for
     from_: str = MISSING  # checkpoint, run folder or weights file to transfer; "random" for new weights
+    source: str | None = None  # name of what is transferred, in results; none: that of the run or file
     shots: str = "full"  # training images per class, or "full"
     seed: int = 0  # of the shots drawn, the new head, order and augmentation
     folder: str | None = None  # run folder, for curves and the tuned network; none: only the result line is kept

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
+import hashlib
 import json
 from datetime import UTC, datetime
 from functools import partial
@@ -26,13 +28,17 @@ ABOUT = """Fine-tune a pre-trained network on a target, by the BiT-HyperRule, an
 SEVERAL = ("from", "shots", "seed")
 
 
-def finetune(config: FinetuneConfig, comm: Communicator) -> None:
-    """Build the parts of the run, train, score, append the result. UserErrors come together on all ranks."""
+def finetune(config: FinetuneConfig, comm: Communicator, *, quiet: bool = False) -> dict:
+    """Build the parts of the run, train, score, append the result, and return it; `quiet`: without a word.
+
+    UserErrors come together on all ranks.
+    """
+    speaks = comm.leads and not quiet
     with comm.together():
         parts, plan = transfer.finetuning(config, comm)
     folder = Path(config.folder) if config.folder else None
     log = metrics.MetricLog(folder) if folder and comm.leads else None
-    progress = hooks.Progress(0, plan.times.total_steps, config.batch, comm.leads)
+    progress = hooks.Progress(0, plan.times.total_steps, config.batch, speaks)
     scores = hooks.Evaluate(lambda: parts.evaluate(comm), plan.times.total_steps, progress, log, plan.title)
     found: list = [hooks.Log(config.log_every, progress, log, plan.times.steps_per_epoch), scores]
     if folder:
@@ -53,15 +59,17 @@ def finetune(config: FinetuneConfig, comm: Communicator) -> None:
         hooks=found,
     )
     parts.broadcast(comm)
-    if comm.leads:
+    if speaks:
         print(parts.summary(comm), plan.describe(), sep="\n", flush=True)
     trainer.fit()
+    line = result_line(config, plan, parts, scores.newest, comm)
     if comm.leads:
         if folder:
             (folder / "config.yaml").write_text(to_yaml(config))
-        line = result_line(config, plan, parts, scores.newest, comm)
         append(Path(config.results), line)
+    if speaks:
         print(f"{hooks.describe(scores.newest)} → {config.results}", flush=True)
+    return line
 
 
 def result_line(
@@ -86,18 +94,41 @@ def result_line(
         "test_top1": scores.get("top1"),
         "size": parts.about["size"],
         "mixup": plan.mixup,
+        "settings": fingerprint(config),
         "ranks": comm.size,
         "commit": metrics.commit(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
+def fingerprint(config: FinetuneConfig) -> str:
+    """Equal for two configurations that give the same result: where it goes, and how fast, are left out."""
+    plain = dataclasses.asdict(config)
+    for key in ("about", "folder", "results", "device", "log_every", "comm"):
+        del plain[key]
+    for key in ("backend", "threads", "prefetch", "check", "bad_budget"):
+        del plain["data"][key]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def append(path: Path, line: dict) -> None:
-    """Append one line of JSON; runs that end at the same moment wait for each other."""
+    """Append one line of JSON; runs that end at the same moment wait for each other.
+
+    What a killed run left of a line is removed, or it would spoil this one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
+    with open(path, "a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(json.dumps(line) + "\n")
+        file.seek(0)
+        content = file.read()
+        whole, newline, rest = content.rpartition(b"\n")
+        if rest:
+            try:
+                json.loads(rest)
+                file.write(b"\n")
+            except ValueError:
+                file.truncate(len(whole) + len(newline))
+        file.write(json.dumps(line).encode() + b"\n")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -109,13 +109,13 @@ def _source(config: FinetuneConfig) -> Source:
     if config.from_ == "random":
         if config.model is None:
             raise UserError(f"from=random needs model=…, one of {', '.join(bit.MEMBERS)}")
-        return Source(config.model, "random", None, {})
+        return Source(config.model, config.source or "random", None, {})
     state, about = assemble.read_weights(config.from_)
     network = config.model or about.get("network") or weights.member(state)
     if network is None:
         known = ", ".join(bit.MEMBERS)
         raise UserError(f"{config.from_} does not say which network it is; say model=…, one of {known}")
-    return Source(network, about.get("run") or Path(config.from_).name, state, about)
+    return Source(network, config.source or about.get("run") or Path(config.from_).name, state, about)
 
 
 def transforms(config: FinetuneConfig, rule: HyperRule, about: Mapping[str, Any]) -> tuple[Transform, Transform]:

@@ -196,3 +196,15 @@ def test_an_official_network_is_recognised_by_its_weights(digits, tmp_path):
     settings = ["shots=1", "rule.steps=1", "data.size=32", "data.resize=36"]
     (line,) = tune(digits, tmp_path, 0, f"from={tmp_path / 'BiT.safetensors'}", *settings)
     assert (line["network"], line["pretrained_model"]) == ("R11x0.25-32px", "BiT.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("left", "kept"), [("", 0), ('{"a": 1}\n', 1), ('{"a": 1}\n{"b', 1), ('{"b', 0), ('{"a": 1}', 1)]
+)
+def test_a_line_that_a_kill_cut_off_does_not_spoil_the_next(tmp_path, left, kept):
+    path = tmp_path / "new" / "results.jsonl"
+    path.parent.mkdir()
+    path.write_text(left)
+    finetune.append(path, {"c": 2})
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert found == [{"a": 1}] * kept + [{"c": 2}]

@@ -1,0 +1,157 @@
+"""What a sweep file asks for: read, checked before anything runs, and multiplied out into single runs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engine import configure, feed, fewshot
+from engine.config import FinetuneConfig
+from loaders.errors import UserError, shorten
+from loaders.shard import Pack
+
+SWEEP_KEYS = ("name", "folder", "checkpoints", "shots", "seeds", "set", "targets")
+TARGET_KEYS = ("recipe", "train", "test", "shots", "seeds", "checkpoints", "set")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fine-tuning run of a sweep."""
+
+    target: str
+    checkpoint: str
+    shots: str
+    seed: int
+    config: FinetuneConfig
+
+    @property
+    def key(self) -> tuple:
+        """What tells it from the other runs, as its line of results has it."""
+        return self.target, self.checkpoint, self.shots, self.seed
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.checkpoint} → {self.target}, {fewshot.in_words(self.shots)}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All runs of a sweep file, in its order."""
+
+    path: Path
+    results: Path
+    """The JSONL file to which each run appends a line."""
+    runs: list[Run]
+
+
+def read(path: Path) -> Sweep:
+    """The sweep of a YAML file (`python -m engine.sweep --help` shows one).
+
+    Every run's settings, packs and shots are checked now. UserError: an unknown key (with the nearest), a missing
+    one, a checkpoint or pack that is not there, packs of other classes, shots of a target with label vectors.
+    """
+    content = _mapping(path)
+    _check_keys(content, SWEEP_KEYS, str(path))
+    for key in ("name", "checkpoints", "targets"):
+        if not content.get(key):
+            raise UserError(f"{path} has no {key}: …; see python -m engine.sweep --help")
+    checkpoints, targets = _section(content, "checkpoints", path), _section(content, "targets", path)
+    for name, place in checkpoints.items():
+        if str(place) != "random" and not Path(str(place)).exists():
+            raise UserError(f"{path}: there is no checkpoint {place} (checkpoints.{name})")
+    folder = Path(content.get("folder") or f"runs/{content['name']}")
+    results = folder / "results.jsonl"
+    runs = []
+    for name, target in targets.items():
+        if not isinstance(target, Mapping):
+            raise UserError(f"{path}: target {name} is {target!r}; expected keys such as train: … and test: …")
+        _check_keys(target, TARGET_KEYS, f"{path}, target {name}")
+        runs += _runs(str(name), target, {**content, "checkpoints": checkpoints}, results, path)
+    return Sweep(path, results, runs)
+
+
+def _runs(name: str, target: Mapping, sweep: Mapping, results: Path, path: Path) -> list[Run]:
+    where = f"{path}, target {name}"
+    for key in ("train", "test"):
+        if key not in target:
+            raise UserError(f"{where}: {key}: … is missing, the pack")
+    chosen = {**sweep, **{key: value for key, value in target.items() if value is not None}}
+    shots = [str(each) for each in _list(chosen.get("shots", "full"))]
+    _check_packs(target, shots, where)
+    recipe = str(target.get("recipe") or name)
+    fixed = [
+        f"results={results}",
+        f"data.name={name}",
+        *settings({key: target[key] for key in ("train", "test")}, "data."),
+    ]
+    fixed += settings(sweep.get("set") or {}) + settings(target.get("set") or {})
+    runs = []
+    for checkpoint in map(str, _list(chosen["checkpoints"])):
+        if checkpoint not in sweep["checkpoints"]:
+            raise UserError(f"{where}: no checkpoint {checkpoint!r}; there are {shorten(list(sweep['checkpoints']))}")
+        source = [f"from={sweep['checkpoints'][checkpoint]}", f"source={checkpoint}"]
+        for each in shots:
+            for seed in _list(chosen.get("seeds", [0, 1, 2, 3, 4])):
+                words = [*source, f"shots={each}", f"seed={seed}", *fixed]
+                config = configure.load(FinetuneConfig, recipe, words, "finetune")
+                runs.append(Run(name, checkpoint, each, config.seed, config))
+    return runs
+
+
+def _check_packs(target: Mapping, shots: list[str], where: str) -> None:
+    train = Pack.open(target["train"])
+    feed.open_test(target["test"], train)
+    if train.labels.ndim > 1 and shots != ["full"]:
+        raise UserError(
+            f"{where}: shots: [{', '.join(shots)}], but {train.path} has several labels per image, so there are no "
+            "images of one class to draw; say shots: full"
+        )
+
+
+def settings(content: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """A mapping of settings, nested as a recipe is, as `key=value` words."""
+    words = []
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            words += settings(value, f"{prefix}{key}.")
+        else:
+            text = yaml.safe_dump(value, default_flow_style=True, width=float("inf")).splitlines()[0]
+            words.append(f"{prefix}{key}={text}")
+    return words
+
+
+def _mapping(path: Path) -> dict:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; see python -m engine.sweep --help") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no mapping of keys to values; see python -m engine.sweep --help")
+    return content
+
+
+def _section(content: Mapping, key: str, path: Path) -> Mapping:
+    if not isinstance(content[key], Mapping):
+        raise UserError(f"{path}: {key} is {content[key]!r}; expected a name and a value on each line")
+    return content[key]
+
+
+def _check_keys(content: Mapping, known: tuple[str, ...], where: str) -> None:
+    for key in content:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
+            raise UserError(f"{where}: unknown key {key}; the nearest known key is {near[0]}")
+
+
+def _list(value: Any) -> list:
+    if isinstance(value, Mapping):
+        return list(value)
+    return list(value) if isinstance(value, list) else [value]

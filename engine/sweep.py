@@ -1,0 +1,184 @@
+"""`python -m engine.sweep SWEEP.yaml`: fine-tuning runs over targets × checkpoints × shots × seeds, resumable."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+
+from engine import cli, plan, results
+from engine.comm import Communicator, SharedError
+from engine.finetune import finetune, fingerprint
+from engine.launch import Launch, detect_launch
+from engine.plan import Run
+from loaders.errors import UserError
+
+ABOUT = """Fine-tune on targets × checkpoints × shots × seeds, as one file says, and collect the results.
+
+  python -m engine.sweep transfer.yaml               one run after another
+  python -m engine.sweep transfer.yaml --workers 4   4 at a time: one for each GPU, or shares of the cores
+  srun -n 16 python -m engine.sweep transfer.yaml    a share for each task; Slurm arrays share too
+  jobs/submit.py sweep:transfer.yaml --nodes 8       the same as an array of jobs
+
+Results go to FOLDER/results.jsonl, a line for each run, and at the end also to FOLDER/results.csv in the published
+columns. The same command again does only the runs that are missing. Tables and figures: bench/report.py.
+
+  name: transfer
+  folder: runs/transfer             # default: runs/NAME
+  checkpoints: {imagenet21k_r50x1: runs/imagenet21k_r50x1, bit_m: BiT-M-R50x1.npz, random: random}
+  shots: [1, 5, 10, 100, full]      # default: full
+  seeds: [0, 1, 2, 3, 4]            # default: these
+  set: {precision: bf16}            # settings of engine.finetune for every run
+  targets:
+    pets: {train: pets-train.h5, test: pets-test.h5}     # the recipe is the target's name, unless it says another
+    chest:
+      recipe: xray
+      train: [a-train.h5, b-train.h5]
+      test: chest-test.h5
+      shots: full                   # shots, seeds, checkpoints (names) of its own, in place of the sweep's
+      checkpoints: [random]
+      set: {lr: 0.003, rule: {steps: 1000}}"""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which of the runs this process does: every `count`-th, beginning with `index`."""
+
+    index: int = 0
+    count: int = 1
+
+    def of(self, runs: list[Run]) -> list[Run]:
+        return runs[self.index :: self.count]
+
+
+def share(text: str | None, launch: Launch, env: dict[str, str] | os._Environ[str] = os.environ) -> Share:
+    """The share that `--share K/N`, a launcher's ranks, and a Slurm array leave to this process, multiplied."""
+    index, count = 0, 1
+    if text is not None:
+        try:
+            index, count = (int(part) for part in text.split("/"))
+        except ValueError:
+            count = 0
+        if not 0 <= index < count:
+            raise UserError(f"--share is {text!r}; expected K/N with K from 0 to N - 1")
+    elif "SLURM_ARRAY_TASK_COUNT" in env:
+        index, count = int(env["SLURM_ARRAY_TASK_ID"]), int(env["SLURM_ARRAY_TASK_COUNT"])
+    return Share(index * launch.size + launch.rank, count * launch.size)
+
+
+def done(path: Path) -> dict[tuple, str]:
+    """Identity → fingerprint of the settings, of each run that a results file holds."""
+    if not path.exists():
+        return {}
+    found = {}
+    for line in path.read_text().splitlines():
+        try:
+            result = json.loads(line)
+            key = tuple(result[name] for name in ("dataset", "pretrained_model", "shot", "seed"))
+        except (ValueError, KeyError, TypeError):  # the line that a killed run was writing, or somebody else's
+            continue
+        found[key] = result.get("settings", "")
+    return found
+
+
+def missing(sweep: plan.Sweep) -> list[Run]:
+    """The runs without a result. UserError where one has a result of other settings."""
+    there = done(sweep.results)
+    for run in sweep.runs:
+        if there.get(run.key, fingerprint(run.config)) != fingerprint(run.config):
+            raise UserError(
+                f"{sweep.results} holds {run.title} with other settings than {sweep.path} has now; choose another "
+                "folder, or remove those lines"
+            )
+    return [run for run in sweep.runs if run.key not in there]
+
+
+def work(sweep: plan.Sweep, mine: Share, launch: Launch) -> int:
+    """Do this process's share of the runs that are missing; the exit code."""
+    todo = missing(sweep)
+    chosen = [run for run in mine.of(sweep.runs) if run in todo]
+    here = f" of which this process does {len(chosen)}" if mine.count > 1 else ""
+    print(f"{sweep.path}: {len(sweep.runs)} runs, {len(todo)} to do{here}; results in {sweep.results}", flush=True)
+    comm, failed, started = Communicator(Launch("alone", local_rank=launch.local_rank)), [], time.perf_counter()
+    for number, run in enumerate(chosen, 1):
+        begun = time.perf_counter()
+        try:
+            line = finetune(run.config, comm, quiet=True)
+            said = f"{line['metric'].replace('_', ' ')} {line['metric_value']:.2f}%"
+        except SharedError as error:  # this one diverged; the others need not suffer
+            failed.append(run)
+            said = f"failed: {error}"
+        now = time.perf_counter()
+        left = timedelta(seconds=round((now - started) / number * (len(chosen) - number)))
+        print(f"[{number}/{len(chosen)}] {run.title}: {said}  ({now - begun:.0f} s; left {left})", flush=True)
+    collect(sweep)
+    for run in failed:
+        print(f"failed: {run.title}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def collect(sweep: plan.Sweep) -> None:
+    """Write what there is of results as CSV."""
+    if sweep.results.exists():
+        results.write_csv(results.read([sweep.results]), sweep.results.with_suffix(".csv"))
+
+
+def spread(sweep: plan.Sweep, workers: int) -> int:
+    """Let several processes do the work, each with its share of GPUs or cores; the exit code."""
+    missing(sweep)
+    gpus = torch.cuda.device_count()
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    children = []
+    for k in range(workers):
+        env = {"OMP_NUM_THREADS": str(threads)} | dict(os.environ)
+        if gpus > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
+            env["CUDA_VISIBLE_DEVICES"] = str(k % gpus)
+        command = [sys.executable, "-m", "engine.sweep", str(sweep.path), "--share", f"{k}/{workers}"]
+        children.append(subprocess.Popen(command, env=env))
+    codes = [child.wait() for child in children]
+    collect(sweep)
+    return max(codes, key=abs)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.sweep", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sweep", type=Path, metavar="SWEEP.yaml", help="what to run, see above")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time on this machine (%(default)s)")
+    parser.add_argument("--share", metavar="K/N", help="do every N-th run only, from the K-th on, counted from 0")
+    parser.add_argument("--list", action="store_true", help="say which runs are done and which are not, and exit")
+    arguments = parser.parse_args(argv)
+    cli.guard(lambda: sys.exit(_run(arguments)))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.workers < 1:
+        raise UserError(f"--workers is {arguments.workers}; expected 1 or more")
+    sweep = plan.read(arguments.sweep)
+    launch = detect_launch()
+    mine = share(arguments.share, launch)
+    if arguments.list:
+        todo = missing(sweep)
+        for run in sweep.runs:
+            print(f"{'to do' if run in todo else 'done ':6} {run.title}")
+        print(f"{len(sweep.runs)} runs, {len(todo)} to do")
+        return 0
+    try:
+        return spread(sweep, arguments.workers) if arguments.workers > 1 else work(sweep, mine, launch)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on with the runs that are missing", file=sys.stderr)
+        return cli.INTERRUPTED
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from engine import plan, results, sweep
+from engine.comm import SharedError
+from engine.launch import Launch
+from loaders.writer import Record, ShardWriter, new_attributes
+from tests.conftest import ROOT
+from tests.pictures import encoded, photo
+
+
+@pytest.fixture
+def file(digits, tmp_path):
+    """Writes a sweep over two targets; keyword arguments take the place of its keys."""
+
+    def write(**changes):
+        pack = {"recipe": "demo", "train": str(digits / "high-train.h5"), "test": str(digits / "high-test.h5")}
+        content = {
+            "name": "study",
+            "folder": str(tmp_path / "study"),
+            "checkpoints": {"first": "random", "second": "random"},
+            "shots": [1, "full"],
+            "seeds": [0, 1],
+            "set": {"model": "R8x0.25-8px", "rule": {"steps": 2}, "data": {"backend": "host"}},
+            "targets": {"high": pack, "short": {**pack, "shots": 2, "seeds": [5], "checkpoints": ["second"],
+                                                "set": {"lr": 0.01}}},
+        }  # fmt: skip
+        (tmp_path / "study.yaml").write_text(yaml.safe_dump(content | changes))
+        return tmp_path / "study.yaml"
+
+    return write
+
+
+def run(capsys, *words):
+    with pytest.raises(SystemExit) as ended:
+        sweep.main([str(word) for word in words])
+    said = capsys.readouterr()
+    return ended.value.code, said.out, said.err
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_all_combinations_with_a_targets_own_in_place_of_the_sweeps(file):
+    runs = plan.read(file()).runs
+    expected = [("high", c, s, n) for c in ("first", "second") for s in ("1", "full") for n in (0, 1)]
+    assert [run.key for run in runs] == [*expected, ("short", "second", "2", 5)]
+    assert [run.config.lr for run in runs] == [0.3] * 8 + [0.01]
+    assert {run.config.rule.steps for run in runs} == {2}
+
+
+def test_a_sweep_runs_and_goes_on_where_it_stopped(file, tmp_path, capsys):
+    path = file(seeds=[0])
+    found = tmp_path / "study" / "results.jsonl"
+    code, said, _ = run(capsys, path)
+    assert code == 0
+    assert "5 runs, 5 to do" in said
+    keys = [(line["dataset"], line["pretrained_model"], line["shot"], line["seed"]) for line in lines(found)]
+    assert keys == [each.key for each in plan.read(path).runs]
+    first = found.read_text().splitlines()
+    found.write_text("\n".join(first[:3]) + "\n" + first[3][:40])  # as a kill leaves it
+    code, said, _ = run(capsys, path, "--list")
+    assert code == 0
+    assert said.count("to do ") == 2
+    # A cut-off last line must not swallow the next result.
+    code, said, _ = run(capsys, path)
+    assert "5 runs, 2 to do" in said
+    code, said, _ = run(capsys, path)
+    assert code == 0
+    assert "5 runs, 0 to do" in said
+    again = {json.loads(text)["shot"]: json.loads(text) for text in first}
+    for line in lines(found)[3:]:
+        assert line["metric_value"] == again[line["shot"]]["metric_value"]
+    assert len(results.read([found.with_suffix(".csv")])) == 5
+
+
+def test_workers_share_the_runs(file, tmp_path):
+    path = file(seeds=[0], targets={"high": yaml.safe_load(file().read_text())["targets"]["high"]})
+    done = subprocess.run([sys.executable, "-m", "engine.sweep", path, "--workers", "2"], cwd=ROOT,
+                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert sorted(line["shot"] for line in lines(tmp_path / "study" / "results.jsonl")) == ["1", "1", "full", "full"]
+    assert (tmp_path / "study" / "results.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "env"), [("1/3", 1, {}), (None, 3, {}), (None, 2, {"SLURM_ARRAY_TASK_COUNT": "2"}), ("0/2", 4, {})]
+)
+def test_shares_are_disjoint_and_complete(text, size, env):
+    runs = list(range(23))
+    pieces = []
+    array = range(int(env["SLURM_ARRAY_TASK_COUNT"])) if env else [0]
+    texts = [f"{k}/{text.split('/')[1]}" for k in range(int(text.split("/")[1]))] if text else [None]
+    for one in texts:
+        for task in array:
+            for rank in range(size):
+                where = env | ({"SLURM_ARRAY_TASK_ID": str(task)} if env else {})
+                pieces += sweep.share(one, Launch("Slurm", rank, size), where).of(runs)
+    assert sorted(pieces) == runs
+
+
+def test_results_of_other_settings_are_not_taken_for_these(file, tmp_path, capsys):
+    path = file(seeds=[0], shots=1)
+    assert run(capsys, path)[0] == 0
+    before = (tmp_path / "study" / "results.jsonl").read_text()
+    file(seeds=[0], shots=1, set={"model": "R8x0.25-8px", "rule": {"steps": 3}})
+    code, _, said = run(capsys, path)
+    assert code == 2
+    assert "first → high, 1 shot, seed 0 with other settings" in said
+    assert (tmp_path / "study" / "results.jsonl").read_text() == before
+
+
+def test_a_run_that_diverges_does_not_end_the_others(file, capsys, monkeypatch):
+    whole = sweep.finetune
+
+    def one_fails(config, comm, **how):
+        if config.source == "first":
+            raise SharedError("the loss is nan")
+        return whole(config, comm, **how)
+
+    monkeypatch.setattr(sweep, "finetune", one_fails)
+    code, said, error = run(capsys, file(seeds=[0], shots=1))
+    assert code == 1
+    assert "failed: the loss is nan" in said
+    assert error == "failed: first → high, 1 shot, seed 0\n"
+    assert "[3/3] second → short" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"sots": 1}, "nearest known key is shots"), ({"checkpoints": {}}, "has no checkpoints"),
+     ({"checkpoints": {"a": "runs/absent"}}, "there is no checkpoint runs/absent"),
+     ({"targets": {"a": {"train": "x.h5"}}}, "test: … is missing"),
+     ({"targets": {"a": {"train": "x.h5", "test": "y.h5"}}}, "no pack at x.h5"),
+     ({"targets": {"a": "x.h5"}}, "expected keys such as train"), ({"targets": ["a"]}, "expected a name and a value"),
+     ({"shots": [0]}, "shots=0"), ({"shots": ["few"]}, "shots=few"), ({"seeds": ["x"]}, "seed"),
+     ({"set": {"lr": 0, "model": "R8x0.25-8px"}}, "lr=0"), ({"set": {"rule": {"step": 1}}}, "rule.steps")],
+)  # fmt: skip
+def test_a_sweep_that_cannot_run_does_not_start(file, tmp_path, capsys, changes, said):
+    code, _, error = run(capsys, file(**changes))
+    assert code == 2
+    assert error.startswith("error: ")
+    assert said in error
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize(("text", "said"), [("- a", "no mapping"), ("a: [", "YAML"), (None, "cannot be read")])
+def test_what_is_no_sweep(tmp_path, capsys, text, said):
+    path = tmp_path / "x.yaml"
+    if text:
+        path.write_text(text)
+    code, _, error = run(capsys, path)
+    assert code == 2
+    assert said in error
+
+
+@pytest.mark.parametrize("words", [["--share", "3/3"], ["--share", "one"], ["--workers", "0"]])
+def test_shares_that_cannot_be(file, capsys, words):
+    code, _, error = run(capsys, file(), *words)
+    assert code == 2
+    assert words[0] in error
+
+
+def test_few_shots_of_label_vectors_are_refused_before_anything_runs(file, tmp_path, capsys):
+    for name in ("train", "test"):
+        (attributes,) = new_attributes({"source": "made up", "kind": "test"}, 1)
+        with ShardWriter(tmp_path / f"{name}.h5", ["a", "b"], attributes) as writer:
+            for i in range(4):
+                writer.add(Record(encoded(photo(i, 8, 8)), f"{i}", [float(i % 2), 1.0], 8, 8))
+            writer.finish()
+            writer.publish()
+    target = {"recipe": "xray", "train": str(tmp_path / "train.h5"), "test": str(tmp_path / "test.h5")}
+    code, _, error = run(capsys, file(targets={"vectors": target}))
+    assert code == 2
+    assert "several labels per image" in error
+    assert "say shots: full" in error
