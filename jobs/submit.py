@@ -3,6 +3,7 @@
 
   jobs/submit.py imagenet21k_r152x4 --nodes 64 data.train=$DATA/in21k.h5      pre-training; resumes and requeues itself
   jobs/submit.py finetune:natural --nodes 4 from=$RUNS/a,$RUNS/b shots=1,10,full seed=0,1,2 data.train=… data.test=…
+  jobs/submit.py sweep:transfer.yaml --nodes 8        all runs of a sweep file, shared by 8 nodes
   jobs/submit.py scaling --nodes 256 -- --model R152x4 --batch 16             1, 4, 8, … GPUs, measured
   jobs/submit.py pack --nodes 1 -- /data/imagenet/train $DATA/train.h5 --workers 48
 
@@ -75,8 +76,18 @@ def script(arguments: argparse.Namespace) -> str:
         name = arguments.name or f"finetune-{recipe}"
         values |= {"RECIPE": recipe, "NAME": name, "SETTINGS": rest, "STEP_OPTIONS": cluster["step"],
                    "RUNS_OF_SWEEP": [" ".join(run) for run in runs]}  # fmt: skip
+    elif what == "sweep":
+        from engine import plan  # imports torch, which the other jobs need not wait for
+
+        runs = plan.read(Path(recipe)).runs
+        if arguments.settings:
+            raise UserError(f"{arguments.settings[0]!r}: a sweep's settings stand in {recipe}, under set: or a target")
+        template, name = "sweep", arguments.name or Path(recipe).stem
+        nodes_needed = -(-len(runs) // cluster["tasks_per_node"])
+        options |= {"nodes": 1, "array": f"0-{min(arguments.nodes, nodes_needed) - 1}"}
+        values |= {"SWEEP": str(Path(recipe).resolve()), "STEP_OPTIONS": cluster["step"]}
     elif what:
-        raise UserError(f"{arguments.what!r}: before the colon stands finetune, or nothing")
+        raise UserError(f"{arguments.what!r}: before the colon stands finetune, sweep, or nothing")
     elif recipe == "scaling":
         template, name = "single", arguments.name or "scaling"
         result = f"scaling-{tasks}"
@@ -152,7 +163,7 @@ def parser() -> argparse.ArgumentParser:
     )
     here = "juwels_booster" if "juwels" in os.environ.get("SYSTEMNAME", "") else "generic"
     add = result.add_argument
-    add("what", metavar="RECIPE", help="a pre-training recipe, finetune:RECIPE, scaling, or pack")
+    add("what", metavar="RECIPE", help="a pre-training recipe, finetune:RECIPE, sweep:FILE, scaling, or pack")
     add("settings", nargs="*", metavar="key=value", help="settings of the recipe; words of the program after --")
     add("--nodes", type=int, default=1, help="(%(default)s); of a fine-tuning sweep: at most at the same time")
     add("--cluster", default=here, help="a name of jobs/clusters.yaml, or a file (%(default)s)")

@@ -59,6 +59,7 @@ def test_every_recipe_can_be_submitted():
                                          (["demo", "data.trian=x"], "data.train"),
                                          (["demo"], "data.train"),
                                          (["train:demo"], "finetune"),
+                                         (["sweep:absent.yaml"], "absent.yaml cannot be read"),
                                          (["demo", "data.train=x", "--time", "5"], "before training has begun"),
                                          (["demo", "data.train=x", "--time", "soon"], "minutes"),
                                          (["demo", "--cluster", "jewels"], "juwels_booster")])  # fmt: skip

@@ -87,16 +87,25 @@ def test_jobs_run(cluster, site, digits):
     source = f"from={cluster.folder / 'runs' / 'job'}"
     sweep = submit(cluster, site, "finetune:demo", "--nodes", "2", "--name", "sweep", source, "shots=1,2", *test,
                    "rule.steps=4")  # fmt: skip
+    file = cluster.folder / "study.yaml"
+    target = {"recipe": "demo", "train": str(digits / "high-train.h5"), "test": str(digits / "high-test.h5")}
+    file.write_text(yaml.safe_dump({"name": "study", "folder": str(cluster.folder / "study"), "shots": [1, 2],
+                                    "checkpoints": {"job": str(cluster.folder / "runs" / "job")}, "seeds": [0, 1],
+                                    "set": {"rule": {"steps": 2}}, "targets": {"high": target}}))  # fmt: skip
+    study = submit(cluster, site, f"sweep:{file}", "--nodes", "2")
     words = ["--model", "R20x0.25-32px", "--size", "32", "--batch", "4", "--warmup", "1", "--steps", "3"]
     rows = cluster.folder / "rows.json"
     scaling = submit(cluster, site, "scaling", "--nodes", "2", "--", *words, "--repeats", "2", "--json", rows,
                      "--plot", cluster.folder / "rows.png")  # fmt: skip
-    for job in (pack, sweep, scaling):
+    for job in (pack, sweep, study, scaling):
         assert cluster.wait(job, 120) == "COMPLETED", output(cluster, job)
 
     assert picture.is_file()
     lines = [json.loads(line) for line in (cluster.folder / "runs" / "sweep.jsonl").read_text().splitlines()]
     assert sorted(line["shot"] for line in lines) == ["1", "2"]
+    lines = [json.loads(line) for line in (cluster.folder / "study" / "results.jsonl").read_text().splitlines()]
+    assert sorted((line["shot"], line["seed"]) for line in lines) == [("1", 0), ("1", 1), ("2", 0), ("2", 1)]
+    assert (cluster.folder / "study" / "results.csv").is_file()
     content = json.loads(rows.read_text())
     assert [(row["gpus"], row["source"]) for row in content["rows"]] == [(1, "measured"), (2, "measured")]
     assert content["losses_agree"].startswith("agree")
