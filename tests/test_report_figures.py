@@ -118,6 +118,17 @@ def test_own_studies_get_curves_and_bars(tmp_path):
     assert {"a", "random weights", "R20x0.25-32px"} < set(names)
 
 
+def test_figure_8_takes_the_papers_recipe_of_imagenet_1k_where_there_is_one(tmp_path):
+    lines = [line(90.0), line(91.0, pretrained_model="imagenet1k_cosine_r50x1"),
+             line(92.0, pretrained_model="imagenet1k_r152x4", network="R152x4"),
+             line(95.0, pretrained_model="imagenet21k_r50x1")]  # fmt: skip
+    axes = report_figures.figures(*scored([write(tmp_path / "r.jsonl", lines)]))["figure8"].axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1K-NAT\n1.4M", "21K-NAT\n14M"]
+    found = lines_of(axes)
+    assert list(found["R50x1, natural sources"][1]) == [91.0, 95.0]
+    assert list(found["R152x4, natural sources"][1]) == [92.0]
+
+
 def test_a_score_that_is_no_number_is_not_drawn(tmp_path):
     lines = [line(float("nan"), dataset="mine", shot="5"), line(2.0, dataset="mine", shot="5", pretrained_model="b")]
     figures = report_figures.figures(*scored([write(tmp_path / "r.jsonl", lines)]))
