@@ -50,12 +50,18 @@ def figures(scores: Mapping[Cell, Score], layout: Layout) -> dict[str, Figure]:
 def content(panel: Panel, scores: Mapping[Cell, Score], layout: Layout) -> Content:
     """What results there are for a panel of the paper; bars in place of curves that have but one point, full shot."""
     target = layout.targets[panel.target]
-    columns = {layout.column(target.name, name): name for name in panel.sources if name in layout.tables[0].columns}
+    columns: dict[str, str] = {}
+    for name in panel.sources:
+        if name in layout.tables[0].columns and (source := layout.column(target.name, name)):
+            columns |= {source: name, layout.source(source).prefer or source: name}
     wanted = {
         cell
         for cell in scores
         if (cell.target, cell.metric) == (target.name, target.metric)
-        and (cell.source in columns or layout.source(cell.source).domain in panel.sources)
+        and (
+            (cell.source in columns and layout.preferred(cell, scores) == cell)
+            or layout.source(cell.source).domain in panel.sources
+        )
         and (panel.kind == "shots" or cell.shots == "full")
     }
     alone = panel.kind == "shots" and {cell.shots for cell in wanted} == {"full"}

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -116,6 +116,11 @@ class Layout:
         table = self.tables[0]
         return table.rows[target][table.columns.index(column)]
 
+    def preferred(self, cell: Cell, scores: Container[Cell]) -> Cell:
+        """The cell that the paper's tables take for this one, of those that have a score."""
+        other = replace(cell, source=self.source(cell.source).prefer or cell.source)
+        return other if other in scores else cell
+
     def order(self, cell: Cell) -> tuple:
         """By which cells are sorted: natural sources, medical ones by images, others by name; small networks first."""
         source = self.source(cell.source)
@@ -184,9 +189,14 @@ def cells(results: Iterable[Result], layout: Layout) -> dict[Cell, Score]:
                 f"{target.label}): their runs do not make one mean. Give the results of one of them"
             )
         values.setdefault(cell, []).append(result.value)
-    targets = [*layout.targets]
-    known = sorted(values, key=lambda cell: targets.index(cell.target) if cell.target in targets else len(targets))
-    return {cell: score(values[cell]) for cell in known}
+    names = [*layout.targets]
+
+    def place(cell: Cell) -> tuple[int, bool]:
+        """As in Table 1, others after these; the paper's metric before another."""
+        at = names.index(cell.target) if cell.target in names else len(names)
+        return at, cell.metric != layout.target(cell.target).metric
+
+    return {cell: score(values[cell]) for cell in sorted(values, key=place)}
 
 
 def target_name(target: Target, metric: str) -> str:

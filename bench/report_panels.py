@@ -98,18 +98,19 @@ def draw_full(axes: Any, scores: Mapping[Cell, Score], style: Style) -> None:
 def draw_scale(axes: Any, scores: Mapping[Cell, Score], style: Style, columns: Mapping[str, str]) -> None:
     """A line for each network and domain: the full-shot score over sources by size; `columns` names them, by source."""
     layout = style.layout
-    sources = sorted({cell.source for cell in scores}, key=lambda name: layout.source(name).images)
+    images = {columns[cell.source]: layout.source(cell.source).images for cell in scores}
+    ticks = sorted(images, key=images.get)
     for network, (marker, dashes, _, colour) in style.networks.items():
         for domain, look in (("medical", "white"), ("natural", colour)):
             found = [cell for cell in scores if (layout.source(cell.source).domain, cell.network) == (domain, network)]
-            found.sort(key=lambda cell: sources.index(cell.source))
+            found.sort(key=lambda cell: images[columns[cell.source]])
             line = {"color": colour, "marker": marker, "linestyle": dashes, "markerfacecolor": look}
-            at = [sources.index(cell.source) for cell in found]
+            at = [ticks.index(columns[cell.source]) for cell in found]
             if found:
                 _errorbar(axes, at, [scores[cell] for cell in found], f"{network}, {domain} sources", line)
-    labels = [f"{columns[name]}\n{_rounded(layout.source(name).images)}" for name in sources]
-    axes.set_xticks(range(len(sources)), labels, fontsize=8)
-    axes.set(xlim=(-0.4, len(sources) - 0.6), xlabel="source, images")
+    labels = [f"{column}\n{_rounded(images[column])}" for column in ticks]
+    axes.set_xticks(range(len(ticks)), labels, fontsize=8)
+    axes.set(xlim=(-0.4, len(ticks) - 0.6), xlabel="source, images")
     _finish(axes, scores)
 
 

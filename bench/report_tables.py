@@ -117,8 +117,7 @@ def _entry(
 ) -> Entry:
     if cell is None:
         return Entry()
-    preferred = replace(cell, source=layout.source(cell.source).prefer or cell.source)
-    taken = preferred if preferred in scores else cell
+    taken = layout.preferred(cell, scores)
     return Entry(taken, scores.get(taken), published.get((table, cell)))
 
 

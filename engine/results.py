@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import math
 import os
 import re
 import statistics
@@ -65,7 +66,9 @@ class Score:
 
 
 def score(values: Sequence[float]) -> Score:
-    """Mean and sample standard deviation (n - 1) of one value or more."""
+    """Mean and sample standard deviation (n - 1) of one value or more; NaN where one of them is no finite number."""
+    if not all(map(math.isfinite, values)):
+        return Score(math.nan, math.nan if len(values) > 1 else None, len(values))
     return Score(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
 
@@ -116,8 +119,8 @@ def _read_jsonl(path: Path, content: str) -> Iterator[Result]:
 
 def _read_csv(path: Path, content: str) -> Iterator[Result]:
     rows = csv.DictReader(content.splitlines())
-    if missing := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
-        raise UserError(f"{path}: a CSV of results has the columns {', '.join(COLUMNS)}; {', '.join(missing)} missing")
+    if missing := [name for name in NEEDED if name not in (rows.fieldnames or ())]:
+        raise UserError(f"{path} lacks the column {', '.join(missing)}; a CSV of results has {', '.join(COLUMNS)}")
     for row in rows:
         where = f"{path}, line {rows.line_num}"
         if lacking := [name for name in NEEDED if not row[name]]:
