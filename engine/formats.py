@@ -8,8 +8,8 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,10 @@ def write(path: Path, state: dict[str, Tensor], form: str, timm: bool) -> None:
     }
     try:
         if form == "safetensors":
+            path.touch()
+            mode = path.stat().st_mode
             safetensors.torch.save_file(state, path, metadata={"format": "pt"})
+            path.chmod(mode)  # its own file is for nobody else to read
             return
         with path.open("wb") as file:
             if form == "npz":
@@ -60,16 +63,15 @@ def write(path: Path, state: dict[str, Tensor], form: str, timm: bool) -> None:
 def _reader(path: Path) -> Callable[[Path], dict[str, Tensor]]:
     with path.open("rb") as file:
         start = file.read(9)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-        if any(name.endswith(".npy") for name in names):
-            return _read_npz
-        if any(name.endswith("data.pkl") for name in names):
-            return _read_torch
-    elif start[8:] == b"{":
+    with _parsing(path, "zip archive"):
+        names = _archived(path)
+    if any(name.endswith(".npy") for name in names):
+        return _read_npz
+    if any(name.endswith("data.pkl") for name in names):
+        return _read_torch
+    if start[8:] == b"{":
         return _read_safetensors
-    elif start[:1] == b"\x80":
+    if start[:1] == b"\x80":
         return _read_torch
     raise UserError(
         f"{path} is neither safetensors, nor an official .npz, nor a PyTorch checkpoint, or is cut short; "
@@ -77,16 +79,19 @@ def _reader(path: Path) -> Callable[[Path], dict[str, Tensor]]:
     )
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is a damaged safetensors file ({error}); get it again") from error
+def _archived(path: Path) -> list[str]:
+    """Names in a zip archive; none of another file."""
+    if not zipfile.is_zipfile(path):
+        return []
+    with zipfile.ZipFile(path) as archive:
+        return archive.namelist()
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
+@contextmanager
+def _parsing(path: Path, what: str) -> Iterator[None]:
+    """Around what a library does to a file: over damaged bytes, zipfile, NumPy and PyTorch raise nearly anything."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        yield
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise UserError(
@@ -94,8 +99,19 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             "and only tensors and plain values are read, since anything else could run any code; where the file is "
             "trusted, save its state dict alone again, as safetensors"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is a damaged PyTorch checkpoint ({error}); get it again") from error
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} is a damaged {what} ({reason}); get it again") from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    with _parsing(path, "safetensors file"):
+        return safetensors.torch.load_file(path)
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    with _parsing(path, "PyTorch checkpoint"):
+        content = torch.load(path, map_location="cpu", weights_only=True)
     entry = next((key for key in ENTRIES if key in content), None) if isinstance(content, dict) else None
     state = content if entry is None else content[entry]
     if not isinstance(state, dict) or not state or not all(_is_parameter(*item) for item in state.items()):
@@ -112,19 +128,13 @@ def _is_parameter(name: object, value: object) -> bool:
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
-    state = {}
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            for name in arrays.files:
-                array = arrays[name]
-                if array.ndim == 4:
-                    array = array.transpose(3, 2, 0, 1)  # TensorFlow keeps height, width, in, out
-                state[_from_official(name, path)] = torch.from_numpy(np.ascontiguousarray(array))
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is a damaged .npz, or one with more than arrays ({error})") from error
-    return state
+    with _parsing(path, ".npz, or one with more than arrays"), np.load(path, allow_pickle=False) as file:
+        arrays = {name: torch.from_numpy(file[name]) for name in file.files}
+    return {
+        # TensorFlow keeps height, width, in, out
+        _from_official(name, path): (array.permute(3, 2, 0, 1) if array.ndim == 4 else array).contiguous()
+        for name, array in arrays.items()
+    }
 
 
 def _from_official(name: str, path: Path) -> str:
