@@ -50,7 +50,7 @@ def _difference(name: str, state: dict[str, Tensor], own: dict[str, Tensor]) -> 
 
 def _misfit(differing: list[str], state: dict[str, Tensor], own: dict[str, Tensor]) -> str:
     head = HEAD + "weight"
-    if all(line.startswith(HEAD) for line in differing) and head in state and head in own:
+    if all(line.startswith(HEAD) for line in differing) and _classes_differ(state.get(head), own.get(head)):
         return (
             f"the checkpoint's classifier is for {len(state[head])} classes and this network's for "
             f"{len(own[head])}; give it a new one (new_head, as fine-tuning does) or build the network with "
@@ -65,3 +65,8 @@ def _misfit(differing: list[str], state: dict[str, Tensor], own: dict[str, Tenso
         f"the checkpoint is of {there} and this network is {here}: {len(differing)} parameters differ, first "
         f"{'; '.join(differing[:3])}. Build the network that the checkpoint is of, or give another checkpoint"
     )
+
+
+def _classes_differ(there: Tensor | None, here: Tensor | None) -> bool:
+    both = there is not None and here is not None and there.ndim == here.ndim
+    return both and there.shape[1:] == here.shape[1:] and len(there) != len(here)

@@ -156,9 +156,8 @@ def _container(target: Path, form: str | None) -> str:
     allowed = {None: ("safetensors", "pth", "npz"), "timm": ("safetensors", "pth")}.get(form, (form,))
     if says not in allowed:
         endings = ", ".join(ending for ending, kind in ENDINGS.items() if kind in allowed)
-        raise UserError(
-            f"{target} should end in {'' if form is None else f'what --to {form} writes, '}one of {endings}"
-        )
+        instead = "or say the format with --to" if form is None else f"as --to {form} asks for"
+        raise UserError(f"{target} ends otherwise than weights do; expected one of {endings}, {instead}")
     return says
 
 
