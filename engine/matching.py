@@ -33,7 +33,7 @@ def check(state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
 
 
 def _depths(state: dict[str, Tensor]) -> tuple[int, ...]:
-    units = [re.match(r"body\.block(\d+)\.unit\d+\.conv1\.weight$", name) for name in state]
+    units = [re.match(r"body\.block(\d{1,3})\.unit\d+\.conv1\.weight$", name) for name in state]
     blocks = [int(unit[1]) for unit in units if unit]
     return tuple(blocks.count(i) for i in range(1, max(blocks, default=0) + 1))
 

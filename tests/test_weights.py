@@ -135,6 +135,11 @@ def test_members_are_told_by_their_shapes(name):
         assert weights.member(bit.build(name, 5).state_dict()) == name
 
 
+def test_names_with_absurd_numbers_are_of_no_member(state):
+    state[f"body.block{10**30}.unit01.conv1.weight"] = state["stages.0.blocks.9999999.conv1.weight"] = torch.zeros(1)
+    fails_and_changes_nothing(bit.build(NAME, CLASSES), state, f"of {NAME} .* 2 parameters differ")
+
+
 def test_weights_that_are_not_finite(tmp_path, state):
     state["body.block1.unit01.gn1.bias"][3] = float("nan")
     safetensors.torch.save_file(state, tmp_path / "w.safetensors")
