@@ -1,42 +1,68 @@
-"""Reading weights of BiT networks, from whatever wrote them, and putting them into a model.
+"""Weights of BiT networks: read from whatever wrote them, put into a model, and converted.
 
 A state is a dict of parameter name → tensor, with the names of `engine.bit`, which are those of the published
 PyTorch code. Nothing that a file contains is ever executed.
 """
 
-import difflib
-import pickle
-import re
-import zipfile
-from collections.abc import Callable
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from engine import bit, checkpoint, cli, formats
 from engine.bit import MEMBERS
+from engine.matching import check, member
+from engine.naming import HEAD, timm_network
 from loaders.errors import UserError
 
-FOLDER_FILE = "weights.safetensors"
+__all__ = ["Written", "apply", "convert", "load", "member"]
+
+FOLDER_FILE = checkpoint.WEIGHTS
 """The file that a folder of a run stands for."""
 
-HEAD = "head.conv."
-"""What the names of the classifier's parameters start with."""
+ENDINGS = {".safetensors": "safetensors", ".pth": "pth", ".pth.tar": "pth", ".npz": "npz"}
+"""How the name of a file to write ends → its format."""
 
-NPZ_LAYERS = {"a": "1", "b": "2", "c": "3"}
-"""Letters of a unit's layers in the official files → numbers here."""
+WORDS = {"safetensors": "safetensors", "pth": "published layout", "npz": "official .npz", "timm": "timm's names"}
+"""What `--to` takes → what it is, for people."""
+
+ABOUT = """Convert weights of BiT networks between the formats that people use; both ways, tensor for tensor.
+
+  .safetensors       ours: the names of the published PyTorch code
+  .pth, .pth.tar     as the paper's models were published: a dict with the state dict as its entry 'model'
+  .npz               the official BiT files of TensorFlow, in float32
+  --to timm          timm's names, as .safetensors or .pth (by the ending), for timm's resnetv2_…_bit"""
+
+EXAMPLES = """FROM is any of these, whatever its name, or a run's folder (its newest checkpoint) or a checkpoint's.
+
+examples:
+  python -m engine.weights convert runs/imagenet1k_r50x1 r50x1.safetensors
+  python -m engine.weights convert model.pth.tar model.safetensors          the paper's models
+  python -m engine.weights convert BiT-M-R50x1.npz BiT-M-R50x1.pth.tar      for the published PyTorch code
+  python -m engine.weights convert runs/chexpert_r50x1 timm.safetensors --to timm
+
+then, with timm:
+  model = timm.create_model("resnetv2_50x1_bit", num_classes=…)
+  model.load_state_dict(safetensors.torch.load_file("timm.safetensors"))
+
+The classifier comes along, whatever its classes. TO is read back and compared before it gets its name."""
 
 
 def load(path: str | Path) -> dict[str, Tensor]:
     """The state in a file, on the CPU, in the dtypes that the file has.
 
     Known by their content, not by their names: safetensors; the official `.npz` of BiT; `.pth` and `.pth.tar`
-    of PyTorch, as a state dict or with one as the entry `model`, with or without the prefix `module.`; and a
-    folder that has a `weights.safetensors`. UserError: nothing there, another format, a damaged file, a
-    pickle that asks for more than tensors, a weight that is not finite.
+    of PyTorch, as a state dict or with one as the entry `model` or `state_dict`, with or without the prefix
+    `module.`; safetensors and PyTorch also with timm's names of a BiT, which are translated; and a folder that
+    has a `weights.safetensors`. UserError: nothing there, another format, a damaged file, a pickle that asks
+    for more than tensors, a weight that is not finite.
     """
     if not str(path):
         raise UserError("no checkpoint is named; give a file or a run's folder")
@@ -45,7 +71,7 @@ def load(path: str | Path) -> dict[str, Tensor]:
         path = path / FOLDER_FILE
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}; give a file or a folder that has a {FOLDER_FILE}")
-    state = _reader(path)(path)
+    state = formats.read(path)
     for name, tensor in state.items():
         if not torch.isfinite(tensor).all():
             raise UserError(f"{path} has a weight that is not finite, in {name}; take an earlier checkpoint")
@@ -61,139 +87,151 @@ def apply(model: nn.Module, state: dict[str, Tensor], *, new_head: bool) -> None
     if new_head:
         own = {name: tensor for name, tensor in own.items() if not name.startswith(HEAD)}
         state = {name: tensor for name, tensor in state.items() if not name.startswith(HEAD)}
-    differing = [_difference(name, state, own) for name in own | state if not _fits(name, state, own)]
-    if differing:
-        raise UserError(_misfit(differing, state, own))
+    check(state, own)
     model.load_state_dict(state, strict=not new_head)
 
 
-def member(state: dict[str, Tensor]) -> str | None:
-    """The name of the network in `engine.bit.MEMBERS` that a state is of, by its shapes; None for another
-    one."""
-    root = state.get("root.conv.weight")
-    if root is None:
-        return None
-    kernels = {"imagenet": 7, "half": 3, "same": 3}
-    for name, spec in MEMBERS.items():
-        if (spec.depths, spec.root_channels, kernels[spec.root]) == (_depths(state), *root.shape[::3]):
-            return name
-    return None
+@dataclass(frozen=True)
+class Written:
+    """What `convert` wrote."""
+
+    network: str
+    """Its name in `engine.bit.MEMBERS`."""
+    parameters: int
+    classes: int | None
+    """Outputs of the classifier; None where the weights have none."""
+    dtypes: tuple[str, ...]
+    form: str
+    """One of `WORDS`."""
+    size: int
+    """Bytes of the file."""
 
 
-def _depths(state: dict[str, Tensor]) -> tuple[int, ...]:
-    units = [re.match(r"body\.block(\d+)\.unit\d+\.conv1\.weight$", name) for name in state]
-    blocks = [int(unit[1]) for unit in units if unit]
-    return tuple(blocks.count(i) for i in range(1, max(blocks, default=0) + 1))
+def convert(source: str | Path, target: str | Path, form: str | None = None, *, force: bool = False) -> Written:
+    """Writes the weights in `source` (as of `load`, or the folder of a run or checkpoint) to the file `target`.
 
-
-def _fits(name: str, state: dict[str, Tensor], own: dict[str, Tensor]) -> bool:
-    return name in state and name in own and state[name].shape == own[name].shape
-
-
-def _difference(name: str, state: dict[str, Tensor], own: dict[str, Tensor]) -> str:
-    there = tuple(state[name].shape) if name in state else "missing"
-    here = tuple(own[name].shape) if name in own else "missing"
-    return f"{name} ({there} in the checkpoint, {here} in the network)"
-
-
-def _misfit(differing: list[str], state: dict[str, Tensor], own: dict[str, Tensor]) -> str:
-    head = HEAD + "weight"
-    if all(line.startswith(HEAD) for line in differing) and head in state and head in own:
-        return (
-            f"the checkpoint's classifier is for {len(state[head])} classes and this network's for "
-            f"{len(own[head])}; give it a new one (new_head, as fine-tuning does) or build the network with "
-            f"num_classes={len(state[head])}"
-        )
-    there, here = (member(s) or "no network of the family" for s in (state, own))
-    if not set(state) & set(own):
-        near = difflib.get_close_matches(next(iter(own)), state, 1, 0.0)
-        there = f"of something else (it has {near[0]!r})" if near else "empty"
-        return f"the checkpoint is {there}, and this network is {here}; give a checkpoint of a BiT network"
-    return (
-        f"the checkpoint is of {there} and this network is {here}: {len(differing)} parameters differ, first "
-        f"{'; '.join(differing[:3])}. Build the network that the checkpoint is of, or give another checkpoint"
+    `form` is one of `WORDS`; None: what the ending of `target` says. Tensors keep their dtype, but an `.npz` has
+    float32. The file is read back and compared before it gets its name. UserError, and nothing written: a source
+    that is no BiT network of the family, an ending that says no format or another one, a target that exists (unless
+    `force`) or cannot be written.
+    """
+    target = Path(target)
+    container = _container(target, form)
+    if target.is_dir():
+        raise UserError(f"{target} is a folder; name a file in it")
+    if target.exists() and not force:
+        raise UserError(f"{target} exists; name another file, or add --force to replace it")
+    if not target.parent.is_dir():
+        raise UserError(f"there is no folder {target.parent}; make it, or name a file elsewhere")
+    state = load(_place(source))
+    network = _network(state, source)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.writing")
+    try:
+        formats.write(temporary, state, container, timm=form == "timm")
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        back = load(temporary)
+        _compare(back, state, container, target)
+        temporary.replace(target)
+    except OSError as error:
+        raise UserError(f"{target} could not be written ({error}); nothing was changed") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    return Written(
+        network=network,
+        parameters=sum(tensor.numel() for tensor in back.values()),
+        classes=len(back[HEAD + "weight"]) if HEAD + "weight" in back else None,
+        dtypes=tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in back.values()})),
+        form=form or container,
+        size=target.stat().st_size,
     )
 
 
-def _reader(path: Path) -> Callable[[Path], dict[str, Tensor]]:
-    with path.open("rb") as file:
-        start = file.read(9)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-        if any(name.endswith(".npy") for name in names):
-            return _read_npz
-        if any(name.endswith("data.pkl") for name in names):
-            return _read_torch
-    elif start[8:] == b"{":
-        return _read_safetensors
-    elif start[:1] == b"\x80":
-        return _read_torch
-    raise UserError(
-        f"{path} is neither safetensors, nor an official .npz, nor a PyTorch checkpoint, or is cut short; "
-        "expected weights in one of these formats"
-    )
+def _container(target: Path, form: str | None) -> str:
+    """What kind of file to write: `safetensors`, `pth` or `npz`."""
+    says = next((kind for ending, kind in ENDINGS.items() if target.name.lower().endswith(ending)), None)
+    if says is None and form in ENDINGS.values():
+        return form
+    allowed = {None: ("safetensors", "pth", "npz"), "timm": ("safetensors", "pth")}.get(form, (form,))
+    if says not in allowed:
+        endings = ", ".join(ending for ending, kind in ENDINGS.items() if kind in allowed)
+        instead = "or say the format with --to" if form is None else f"as --to {form} asks for"
+        raise UserError(f"{target} ends otherwise than weights do; expected one of {endings}, {instead}")
+    return says
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is a damaged safetensors file ({error}); get it again") from error
+def _place(source: str | Path) -> str | Path:
+    """What `load` takes: the newest checkpoint of a run's folder."""
+    path = Path(source)
+    runs = str(source) and path.is_dir() and not (path / FOLDER_FILE).is_file()
+    return checkpoint.find(path) if runs else source
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+def _network(state: dict[str, Tensor], source: str | Path) -> str:
+    """The member that a state is of, complete but for a classifier; UserError where it is of none."""
+    network = member(state)
+    if network is None:
         raise UserError(
-            f"{path} is refused: its pickle is damaged or asks for more than tensors and plain values, which "
-            "could run any code; where it is trusted, save its state dict alone again, as safetensors"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is a damaged PyTorch checkpoint ({error}); get it again") from error
-    state = content.get("model", content) if isinstance(content, dict) else content
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        found = f"a dict of {', '.join(map(str, list(state)[:5]))}" if isinstance(state, dict) else type(state)
-        raise UserError(f"{path} has {found}; expected a state dict, or one as the entry 'model'")
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    return state
-
-
-def _read_npz(path: Path) -> dict[str, Tensor]:
-    state = {}
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            for name in arrays.files:
-                array = arrays[name]
-                if array.ndim == 4:
-                    array = array.transpose(3, 2, 0, 1)  # TensorFlow keeps height, width, in, out
-                state[_npz_name(name, path)] = torch.from_numpy(np.ascontiguousarray(array))
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is a damaged .npz, or one with more than arrays ({error})") from error
-    return state
-
-
-def _npz_name(name: str, path: Path) -> str:
-    """`resnet/block1/unit01/a/group_norm/gamma` → `body.block1.unit01.gn1.weight`, and so on."""
-    stem, _, leaf = name.removeprefix("resnet/").rpartition("/")
-    leaf = {"kernel": "weight", "gamma": "weight", "beta": "bias", "bias": "bias"}.get(leaf)
-    module = {
-        "root_block/standardized_conv2d": "root.conv",
-        "group_norm": "head.gn",
-        "head/conv2d": "head.conv",
-    }.get(stem)
-    unit = re.fullmatch(r"(block\d+)/(unit\d+)/([abc])/(proj/)?(standardized_conv2d|group_norm)", stem)
-    if unit:
-        block, number, layer, projection, kind = unit.groups()
-        part = "gn" if kind == "group_norm" else "conv"
-        module = f"body.{block}.{number}." + ("downsample" if projection else part + NPZ_LAYERS[layer])
-    if module is None or leaf is None:
-        raise UserError(
-            f"{path} has an array {name!r}; expected the official BiT names, such as "
-            "resnet/block1/unit01/a/standardized_conv2d/kernel"
+            f"{source} is of no BiT network of the family: it has {', '.join(list(state)[:3]) or 'nothing'}, …; "
+            f"expected weights of one of {', '.join(MEMBERS)}"
         )
-    return f"{module}.{leaf}"
+    headless = not any(name.startswith(HEAD) for name in state)
+    shape = () if HEAD + "weight" not in state else state[HEAD + "weight"].shape
+    with torch.device("meta"):
+        own = bit.build(network, (*shape, 1)[0]).state_dict()
+    check(state, {name: tensor for name, tensor in own.items() if not (headless and name.startswith(HEAD))})
+    return network
+
+
+def _compare(back: dict[str, Tensor], state: dict[str, Tensor], container: str, target: Path) -> None:
+    for name in back | state:
+        expected = state.get(name, torch.empty(0))
+        expected = expected.float() if container == "npz" else expected
+        found = back.get(name, torch.empty(0))
+        if found.dtype != expected.dtype or not torch.equal(found, expected):
+            raise UserError(f"{target} does not read back as it was written, in {name}; the disk may be failing")
+
+
+def summary(target: str, written: Written) -> str:
+    """What was written, for people."""
+    head = "no classifier" if written.classes is None else f"{written.classes:,} classes"
+    lines = [
+        f"{target}: {written.network}, {written.parameters:,} parameters, {head}, {WORDS[written.form]}, "
+        f"{' and '.join(written.dtypes)}, {written.size / 1e6:,.1f} MB; read back and equal"
+    ]
+    theirs = timm_network(written.network)
+    if written.form == "timm" and theirs:
+        lines.append(f'for timm.create_model("{theirs}", num_classes={written.classes or 0})')
+    elif written.form == "timm":
+        lines.append(f"timm itself has no network of the shape of {written.network}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.weights", description=ABOUT, epilog=EXAMPLES, formatter_class=raw
+    )
+    commands = parser.add_subparsers(required=True, metavar="convert")
+    command = commands.add_parser(
+        "convert", help="write weights in another format", description=ABOUT, epilog=EXAMPLES, formatter_class=raw
+    )
+    command.add_argument("source", metavar="FROM", help="weights of any of these formats, or a folder")
+    command.add_argument("target", metavar="TO", help="the file to write; its ending says the format")
+    command.add_argument("--to", choices=WORDS, help="the format, where the ending does not say it")
+    command.add_argument("--force", action="store_true", help="replace TO where it exists")
+    given = parser.parse_args(argv)
+
+    def run() -> None:
+        try:
+            print(summary(given.target, convert(given.source, given.target, given.to, force=given.force)))
+        except OSError as error:  # a file or folder that may not be read
+            raise UserError(str(error)) from error
+
+    cli.guard(run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,7 @@
-import io
+import contextlib
 import os
 import pickle
+import random
 import zipfile
 
 import numpy as np
@@ -10,52 +11,12 @@ import torch
 
 from engine import bit, weights
 from loaders.errors import UserError
-
-NAME, CLASSES = "R11x0.25-32px", 6
-
-
-def randomized(name=NAME, classes=CLASSES):
-    model = bit.build(name, classes)
-    generator = torch.Generator().manual_seed(2)
-    for p in model.parameters():
-        p.data = torch.randn(p.shape, generator=generator)
-    return model
+from tests.weight_files import CLASSES, NAME, contents, equal, official_arrays, randomized, timm_state
 
 
 @pytest.fixture
 def state():
     return randomized().state_dict()
-
-
-def official_arrays(model):
-    """The official file's names and layouts, written out from the modules (not from their names)."""
-
-    def kernel(convolution):
-        return convolution.weight.detach().permute(2, 3, 1, 0).contiguous().numpy()
-
-    arrays = {"resnet/root_block/standardized_conv2d/kernel": kernel(model.root.conv)}
-
-    def norm(prefix, gn):
-        arrays[f"{prefix}/group_norm/gamma"] = gn.weight.detach().numpy()
-        arrays[f"{prefix}/group_norm/beta"] = gn.bias.detach().numpy()
-
-    for i, block in enumerate(model.body, start=1):
-        for j, unit in enumerate(block, start=1):
-            prefix = f"resnet/block{i}/unit{j:02d}"
-            layers = {"a": (unit.gn1, unit.conv1), "b": (unit.gn2, unit.conv2), "c": (unit.gn3, unit.conv3)}
-            for letter, (gn, convolution) in layers.items():
-                norm(f"{prefix}/{letter}", gn)
-                arrays[f"{prefix}/{letter}/standardized_conv2d/kernel"] = kernel(convolution)
-            if unit.downsample is not None:
-                arrays[f"{prefix}/a/proj/standardized_conv2d/kernel"] = kernel(unit.downsample)
-    norm("resnet", model.head.gn)
-    arrays["resnet/head/conv2d/kernel"] = kernel(model.head.conv)
-    arrays["resnet/head/conv2d/bias"] = model.head.conv.bias.detach().numpy()
-    return arrays
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_safetensors_and_folders(tmp_path, state):
@@ -66,7 +27,7 @@ def test_safetensors_and_folders(tmp_path, state):
 
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize("entry", [None, "model"])
+@pytest.mark.parametrize("entry", [None, "model", "state_dict"])
 def test_pytorch_files(tmp_path, state, entry, prefix, legacy):
     content = {prefix + name: tensor for name, tensor in state.items()}
     if entry:
@@ -79,6 +40,29 @@ def test_official_file(tmp_path):
     model = randomized()
     np.savez(tmp_path / "BiT-S.npz", **official_arrays(model))
     assert equal(weights.load(tmp_path / "BiT-S.npz"), model.state_dict())
+
+
+@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.parametrize("ending", ["safetensors", "pth"])
+def test_timms_names(tmp_path, ending, linear):
+    model = randomized()
+    theirs = timm_state(model)
+    if linear:
+        theirs["head.fc.weight"] = theirs["head.fc.weight"][:, :, 0, 0].clone()
+    save = torch.save if ending == "pth" else safetensors.torch.save_file
+    save(theirs, tmp_path / f"timm.{ending}")
+    assert equal(weights.load(tmp_path / f"timm.{ending}"), model.state_dict())
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnetv2_50", "vit_small_patch16_224"])
+def test_timms_other_networks_are_told_apart(tmp_path, name):
+    timm = pytest.importorskip("timm", reason="timm, the reference, is not installed")
+    with torch.device("meta"):
+        names = timm.create_model(name).state_dict()
+    torch.save({name: torch.zeros(1) for name in names}, tmp_path / "timm.pth")
+    state = weights.load(tmp_path / "timm.pth")
+    assert list(state) == list(names)
+    fails_and_changes_nothing(bit.build(NAME, CLASSES), state, "something else .*give a checkpoint of a BiT network")
 
 
 def test_official_file_gives_timms_outputs(tmp_path):
@@ -151,6 +135,11 @@ def test_members_are_told_by_their_shapes(name):
         assert weights.member(bit.build(name, 5).state_dict()) == name
 
 
+def test_names_with_absurd_numbers_are_of_no_member(state):
+    state[f"body.block{10**30}.unit01.conv1.weight"] = state["stages.0.blocks.9999999.conv1.weight"] = torch.zeros(1)
+    fails_and_changes_nothing(bit.build(NAME, CLASSES), state, f"of {NAME} .* 2 parameters differ")
+
+
 def test_weights_that_are_not_finite(tmp_path, state):
     state["body.block1.unit01.gn1.bias"][3] = float("nan")
     safetensors.torch.save_file(state, tmp_path / "w.safetensors")
@@ -170,7 +159,7 @@ class Evil:
 def test_pickles_that_ask_for_more_are_refused(tmp_path, legacy):
     trap = str(tmp_path / "trap")
     torch.save({"model": Evil(trap)}, tmp_path / "evil.pth", _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(UserError, match="refused"):
+    with pytest.raises(UserError, match="refused: its pickle asks for posix.mkdir"):
         weights.load(tmp_path / "evil.pth")
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Evil(trap)))
     with pytest.raises(UserError, match="evil|plain"):
@@ -199,6 +188,9 @@ def test_what_is_not_a_checkpoint(tmp_path, state):
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(UserError, match="expected a state dict"):
         weights.load(tmp_path / "list.pth")
+    torch.save({0: torch.zeros(3)}, tmp_path / "numbers.pth")
+    with pytest.raises(UserError, match="dict of 0; expected a state dict"):
+        weights.load(tmp_path / "numbers.pth")
     torch.save({"model": {"epoch": 3}}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="dict of epoch"):
         weights.load(tmp_path / "other.pth")
@@ -207,26 +199,24 @@ def test_what_is_not_a_checkpoint(tmp_path, state):
         weights.load(tmp_path / "other.npz")
 
 
-def writers():
-    model = randomized()
-    state = model.state_dict()
-    files = {}
-    for name, write in {
-        "safetensors": lambda file: file.write(safetensors.torch.save(state)),
-        "pth": lambda file: torch.save(state, file),
-        "legacy": lambda file: torch.save(state, file, _use_new_zipfile_serialization=False),
-        "npz": lambda file: np.savez(file, **official_arrays(model)),
-    }.items():
-        buffer = io.BytesIO()
-        write(buffer)
-        files[name] = buffer.getvalue()
-    return files
-
-
 @pytest.mark.parametrize("kind", ["safetensors", "pth", "legacy", "npz"])
 @pytest.mark.parametrize("part", [0.0001, 0.5, 0.999])
 def test_cut_files(tmp_path, kind, part):
-    content = writers()[kind]
+    content = contents()[kind]
     (tmp_path / "cut").write_bytes(content[: int(len(content) * part)])
     with pytest.raises(UserError):
         weights.load(tmp_path / "cut")
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth", "legacy", "npz"])
+def test_damaged_files_are_refused_or_give_numbers(tmp_path, kind):
+    """Never a traceback of zipfile, pickle or NumPy, whatever byte is another."""
+    content, random_numbers = contents()[kind], random.Random(1)
+    for _ in range(60):
+        damaged = bytearray(content)
+        start = random_numbers.choice((0, len(content) - 4000))
+        for _ in range(3):
+            damaged[start + random_numbers.randrange(4000)] = random_numbers.randrange(256)
+        (tmp_path / "damaged").write_bytes(damaged)
+        with contextlib.suppress(UserError):
+            assert weights.load(tmp_path / "damaged")
