@@ -4,8 +4,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from loaders.errors import UserError
 from loaders.sources import shorten
 
@@ -16,8 +14,8 @@ _FOLDERS = {
 }
 
 
-def locate(name: str, folder: Path, files: Sequence[str], skip: bool) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(n,) str: path of each file within the folder, "" for the missing ones that are skipped; and how many are.
+def locate(name: str, folder: Path, files: Sequence[str], skip: bool) -> tuple[list[str], tuple[str, ...]]:
+    """Path of each file within the folder, "" for the missing ones that are skipped; and a note on how many are.
 
     Every folder is listed once, in place of asking for each file. UserError if files are missing and `skip` is not
     set, or if all are.
@@ -35,8 +33,8 @@ def locate(name: str, folder: Path, files: Sequence[str], skip: bool) -> tuple[n
             f"{folder} lacks {len(missing):,} of {len(files):,} images of {name}: {shorten(missing)};"
             " download them, or leave them out with --set missing=skip"
         )
-    notes = (f"{len(missing):,} of {len(files):,} images are missing and left out, such as {missing[0]}",)
-    return np.array(paths, object), notes if missing else ()
+    total = f"{len(missing):,} of {len(files):,} images"
+    return paths, (f"{total} are missing and left out, such as {missing[0]}",) if missing else ()
 
 
 def names_in(folder: str | Path) -> set[str]:

@@ -4,6 +4,7 @@ No image is touched here. torchxrayvision (https://github.com/mlmed/torchxrayvis
 """
 
 import hashlib
+import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -187,7 +188,9 @@ def _dataset(reader: str, folder: Path, words: dict[str, str]):
     state = np.random.get_state()  # it seeds NumPy's generator
     try:
         # Not its unique_patients: that mixes the first known value of each label over the images of a patient.
-        return getattr(datasets, reader)(str(folder), **words, views=["*"], unique_patients=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pandas' about code of torchxrayvision
+            return getattr(datasets, reader)(str(folder), **words, views=["*"], unique_patients=False)
     except Exception as error:  # it raises bare ones, and pandas whatever a strange file leads to
         found = " and ".join(words.values()) or "the label file that it ships"
         raise UserError(
