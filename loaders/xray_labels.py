@@ -174,15 +174,15 @@ def _named_after_rows(file: Path, table) -> _ChexpertFile:
     named = _ChexpertFile(file)
     named.side = "train" if "train/" in first else "valid"
     if f"{named.side}/" not in first:
-        raise UserError(f"label file {file}: expected paths such as train/patient00001/study1/view1_frontal.jpg"
-                        f" or valid/…, found {first!r}")  # fmt: skip
+        example = "train/patient00001/study1/view1_frontal.jpg"
+        raise UserError(f"label file {file}: expected paths such as {example} or valid/…, found {first!r}")
     return named
 
 
 def _dataset(reader: str, folder: Path, words: dict[str, str]):
     """One of torchxrayvision's datasets, of all views and images."""
     try:
-        from torchxrayvision import datasets  # imports torch, which the loaders do not need else
+        from torchxrayvision import datasets  # imports torch and pandas: slow, and no other source needs it
     except ImportError as error:
         raise UserError("X-ray sets need torchxrayvision: pip install torchxrayvision") from error
     state = np.random.get_state()  # it seeds NumPy's generator

@@ -138,7 +138,7 @@ def test_only_the_first_image_of_each_patient(tmp_path):
     np.testing.assert_array_equal(opened.labels[:, list(opened.class_names).index("Pneumonia")], pneumonia)
 
 
-@pytest.mark.parametrize("place", ["train.csv", "valid.csv", "mine.csv", "trainee/valid-rows.csv"])
+@pytest.mark.parametrize("place", ["train.csv", "valid.csv", "mine.csv.gz", "trainee/valid-rows.csv"])
 @pytest.mark.parametrize("side", ["train", "valid"])
 def test_chexpert_whatever_its_label_file_is_called(tmp_path, place, side):
     """CheX_Dataset looks into the name for what the rows' paths begin with."""
