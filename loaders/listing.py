@@ -70,6 +70,11 @@ def file_in_folder(place: str, key: str, offset: int, size: int) -> FileRange:
     return FileRange(f"{place}/{key.rpartition('/')[2]}")
 
 
+def file_below(place: str, key: str, offset: int, size: int) -> FileRange:
+    """Reader of the file whose path within the folder `place` is the key."""
+    return FileRange(f"{place}/{key}")
+
+
 class Table(Sequence[Item]):
     """Samples in columns; an Item is made when one is asked for. See `TableBuilder`."""
 
@@ -191,6 +196,16 @@ class Listing:
     """Names of the classes or labels."""
     ignored: tuple[str, ...] = ()
     """Files that were found and are not images."""
+    notes: tuple[str, ...] = ()
+    """What whoever packs this should know."""
+
+    @property
+    def remarks(self) -> list[str]:
+        """All there is to say while packing, a line each."""
+        ignored = [
+            f"ignored {len(self.ignored):,} files that are not images, such as {name}" for name in self.ignored[:1]
+        ]
+        return [*ignored, *self.notes]
 
     @property
     def table(self) -> Table:

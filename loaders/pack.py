@@ -25,7 +25,7 @@ def _pack_command(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m loaders.pack",
         description="Pack images into HDF5 for training. Every image is decoded once, so a bad file is found now.",
-        epilog=f"kinds of source:\n{sources}\n\nalso:\n"
+        epilog=f"kinds of source:\n{sources}\n\n{_settings_help()}also:\n"
         "  python -m loaders.pack verify PACK   check every record\n"
         "  python -m loaders.pack info PACK     say what is in a pack\n\n"
         "examples:\n"
@@ -42,6 +42,7 @@ def _pack_command(argv: Sequence[str]) -> int:
     add("dest", metavar="DEST.h5", help="the pack; with several shards DEST-00000-of-0000K.h5 and so on")
     add("--kind", help="kind of source (default: from what is there)")
     add("--under", metavar="SUBDIR", help="take this sub-tree (or part, such as train) of the source only")
+    add("--set", metavar="KEY=VALUE", dest="settings", action="append", default=[], help="a setting, see below; repeat")
     add("--classes", metavar="A,B,…", default="", help="take these classes only, numbered in this order")
     add(
         "--part",
@@ -81,7 +82,7 @@ def _pack_command(argv: Sequence[str]) -> int:
     classes = tuple(name.strip() for name in fields.pop("classes").split(",") if name.strip())
 
     started = time.perf_counter()
-    options = Options(classes=classes, **fields)
+    options = Options(classes=classes, settings=_settings(fields.pop("settings")), **fields)
     ranks = MpiRanks() if options.mpi else Alone()
     try:
         report = pack(source, dest, options, ranks=ranks)
@@ -94,6 +95,26 @@ def _pack_command(argv: Sequence[str]) -> int:
         raise
     seconds = time.perf_counter() - started
     return _summary(report, dest, options, seconds) if ranks.rank == 0 else _code(report, options)
+
+
+def _settings_help() -> str:
+    having = {name: module.SETTINGS for name, module in kinds().items() if hasattr(module, "SETTINGS")}
+    rows = {
+        name: "".join(f"  {key:16} {text}\n" for key, text in settings.items()) for name, settings in having.items()
+    }
+    return "".join(f"settings of {name}, each as --set KEY=VALUE:\n{text}\n" for name, text in rows.items())
+
+
+def _settings(words: Sequence[str]) -> dict[str, str]:
+    settings = {}
+    for word in words:
+        key, equals, value = (part.strip() for part in word.partition("="))
+        if not key or not equals:
+            raise UserError(f"--set {word}: expected KEY=VALUE")
+        if key in settings:
+            raise UserError(f"--set gives {key} twice, as {settings[key]!r} and {value!r}")
+        settings[key] = value
+    return dict(sorted(settings.items()))
 
 
 def _failed(error: Exception, speaks: bool = True) -> int:

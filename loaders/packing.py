@@ -22,7 +22,7 @@ from loaders.listing import Listing, Table
 from loaders.ranks import Alone
 from loaders.select import keep_classes, shuffled, split
 from loaders.shard import Pack, existing_shards, shard_paths
-from loaders.sources import find_source
+from loaders.sources import find_source, list_source
 from loaders.writer import Record, ShardWriter, new_attributes, staged_path
 
 
@@ -34,6 +34,8 @@ class Options:
     """Kind of source; found from what is there when None."""
     under: str | None = None
     """Take this sub-tree, or part, of the source only."""
+    settings: dict[str, str] = field(default_factory=dict)
+    """Of the kind of source, by name: those that its module explains in `SETTINGS`."""
     classes: tuple[str, ...] = ()
     """Take these classes only, numbered in this order; empty: all."""
     part: str = "all"
@@ -130,7 +132,7 @@ def _together(ranks: Alone, work: Callable[[], Any]) -> list:
 def _plan(source: str, dest: Path, options: Options, quiet: bool) -> _Plan:
     _check_destination(dest, options)
     module = find_source(source, options.kind)
-    listing = module.listing(source, options.under)
+    listing = list_source(module, source, options.under, options.settings)
     listing = replace(listing, items=listing.table)
     if options.classes:
         listing = keep_classes(listing, options.classes)
@@ -138,15 +140,15 @@ def _plan(source: str, dest: Path, options: Options, quiet: bool) -> _Plan:
     _check_listing(listing, source, options)
     if options.shuffle:
         listing = shuffled(listing)
-    if listing.ignored and not quiet:
-        print(f"ignored {len(listing.ignored):,} files that are not images, such as {listing.ignored[0]}")
+    for remark in () if quiet else listing.remarks:
+        print(remark)
     names = {
         "kind": module.KIND,
         "resize": options.resize or 0,
         "quality": options.quality,
         "tools": json.dumps(_tools()),
     }
-    chosen = ("under", "classes", "part", *(("holdout",) if options.part != "all" else ()), "shuffle")
+    chosen = ("under", "settings", "classes", "part", *(("holdout",) if options.part != "all" else ()), "shuffle")
     choice = {name: getattr(options, name) for name in chosen if getattr(options, name)}
     common = {"source": source, **names, "selection": json.dumps(choice)}
     common["plan"] = _fingerprint(listing, {**common, "shards": options.shards})

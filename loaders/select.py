@@ -37,7 +37,7 @@ def keep_classes(listing: Listing, names: Sequence[str]) -> Listing:
 def shuffled(listing: Listing) -> Listing:
     """The same samples in the order of the SHA-256 of their names: random, and the same on every machine."""
     table = listing.table
-    return replace(listing, items=table.take(np.argsort(_digests(table.keys.tolist()), kind="stable")))
+    return replace(listing, items=table.take(np.argsort(digests(table.keys.tolist()), kind="stable")))
 
 
 def split(listing: Listing, part: str, holdout: float) -> Listing:
@@ -67,7 +67,7 @@ def split(listing: Listing, part: str, holdout: float) -> Listing:
     ]
     stratum = _strata(table.labels, unit, len(first))
     in_test = np.zeros(len(first), dtype=bool)
-    order = np.lexsort((_digests(names), stratum))
+    order = np.lexsort((digests(names), stratum))
     bounds = np.flatnonzero(np.diff(stratum[order], prepend=-2, append=-2))
     for lo, hi in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         members = order[lo:hi]
@@ -80,7 +80,7 @@ def split(listing: Listing, part: str, holdout: float) -> Listing:
     return replace(listing, items=table.take(np.flatnonzero(in_test[unit] == (part == "test"))))
 
 
-def _digests(names: Sequence[bytes]) -> np.ndarray:
+def digests(names: Sequence[bytes]) -> np.ndarray:
     """The first 8 bytes of the SHA-256 of each name as big-endian numbers."""
     joined = b"".join(hashlib.sha256(name).digest()[:8] for name in names)
     return np.frombuffer(joined, dtype=">u8").astype(np.uint64)

@@ -2,20 +2,21 @@
 
 Such a module has `KIND` (its name for --kind), `HELP` (what SOURCE looks like), `accepts(source) -> bool` (whether
 this is such a source, cheaply) and `listing(source, under) -> Listing`. Where several accept, one with
-`GENERAL = True` stands back.
+`GENERAL = True` stands back. One with `SETTINGS` (name → what it does, with its default) is given those of --set too:
+`listing(source, under, settings)`.
 """
 
 import glob
 import importlib
 import pkgutil
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 
 import numpy as np
 
-from loaders.errors import UserError, shorten
+from loaders.errors import UserError, shorten, unknown
 from loaders.listing import Bytes, FileRange, Item, Listing, Table, TableBuilder
 
 __all__ = ["Bytes", "FileRange", "Item", "Listing", "classes_from_folders", "find_source", "is_image_name", "kinds"]
@@ -46,6 +47,17 @@ def find_source(source: str, kind: str | None = None) -> ModuleType:
     if ":" not in source and not any(Path(path).exists() for path in expand(source)):
         raise UserError(f"there is nothing at {source}; SOURCE may be – {expected}")
     raise UserError(f"{source} is not a source that can be packed; SOURCE may be – {expected}")
+
+
+def list_source(module: ModuleType, source: str, under: str | None, settings: Mapping[str, str]) -> Listing:
+    """What the source holds. UserError for a setting that its kind does not have."""
+    known = getattr(module, "SETTINGS", {})
+    for name in settings:
+        if not known:
+            raise UserError(f"sources of kind {module.KIND} have no settings; leave --set {name}=… away")
+        if name not in known:
+            raise unknown(f"setting of {module.KIND}", name, known)
+    return module.listing(source, under, settings) if known else module.listing(source, under)
 
 
 def expand(source: str) -> list[str]:
