@@ -57,6 +57,7 @@ def save(
     save_file(weights, temporary / WEIGHTS)
     torch.save(dict(state), temporary / STATE)
     (temporary / ABOUT).write_text(json.dumps(dict(about), indent=1) + "\n")
+    (temporary / WEIGHTS).chmod((temporary / ABOUT).stat().st_mode)  # safetensors lets nobody else read its files
     for name in (WEIGHTS, STATE, ABOUT):
         with open(temporary / name, "rb") as file:
             os.fsync(file.fileno())

@@ -20,10 +20,14 @@ METRICS = {"top1": "top-1, %", "mean_auc": "mean AUC, %"}
 
 
 def scores(results: Sequence[Result]) -> dict[str, dict[str, Score]]:
-    """Source of the weights → shots → score, of the results of one target."""
+    """Source of the weights (and network, where a source has several) → shots → score, of one target's results."""
+    networks: dict[str, set[str | None]] = {}
+    for result in results:
+        networks.setdefault(result.source, set()).add(result.network)
     values: dict[str, dict[str, list[float]]] = {}
     for result in results:
-        values.setdefault(result.source, {}).setdefault(result.shots, []).append(result.value)
+        source = result.source if len(networks[result.source]) == 1 else f"{result.source} ({result.network})"
+        values.setdefault(source, {}).setdefault(result.shots, []).append(result.value)
     return {source: {shots: score(found) for shots, found in by_shots.items()} for source, by_shots in values.items()}
 
 
@@ -49,7 +53,8 @@ def text(title: str, table: Mapping[str, Mapping[str, Score]]) -> str:
 
 def label(source: str) -> str:
     """A source of weights, for people."""
-    return "random weights" if source == "random" else f"pre-trained: {source}"
+    name, _, network = source.partition(" ")
+    return f"random weights {network}".strip() if name == "random" else f"pre-trained: {source}"
 
 
 def plot(tables: Mapping[tuple[str, str], Mapping[str, Mapping[str, Score]]], picture: Path) -> None:

@@ -27,6 +27,7 @@ def test_what_is_written_is_read(tmp_path):
     assert found.about == ABOUT | {"step": 7}
     for name, value in model.state_dict().items():
         assert torch.equal(found.weights[name], value)
+    assert len({file.stat().st_mode for file in path.iterdir()}) == 1  # who may read one may read all
 
 
 def test_the_newest_are_kept_and_found(tmp_path):

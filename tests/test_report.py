@@ -46,6 +46,15 @@ def test_targets_sources_and_shots_stay_apart(tmp_path):
     assert (tmp_path / "figures" / "r.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_networks_of_one_source_are_not_one_mean(tmp_path):
+    lines = [line(50.0, pretrained_model="random"), line(70.0, pretrained_model="random", network="R152x4"), line(90.0)]
+    found = report.scores(report.read([write(tmp_path / "r.jsonl", lines)]))
+    assert {source: by["5"].mean for source, by in found.items()} == {
+        "random (R50x1)": 50.0, "random (R152x4)": 70.0, "a": 90.0
+    }  # fmt: skip
+    assert "random weights (R152x4)" in report.report([tmp_path / "r.jsonl"])
+
+
 def test_the_published_results_are_read_as_they_are(tmp_path, shared):
     """Against the published files' own rows, the last of each (model, shots, seed) as their notes say."""
     published = sorted((shared / "reference" / "results").glob("*.csv"))[0]
