@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from engine import configure, feed, fewshot
 from engine.config import FinetuneConfig
@@ -128,10 +130,10 @@ def settings(content: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 def _mapping(path: Path) -> dict:
     try:
-        content = yaml.safe_load(path.read_text())
+        content = OmegaConf.to_container(OmegaConf.create(path.read_text()), resolve=True)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; see python -m engine.sweep --help") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not readable YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no mapping of keys to values; see python -m engine.sweep --help")

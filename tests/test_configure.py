@@ -48,7 +48,9 @@ def test_published_runs_follow_the_protocol(name):
 
 def test_every_published_run_of_the_protocol_has_a_recipe():
     sources = ["imagenet1k", "imagenet1k_cosine", "imagenet21k", "chexpert", "mimic", "nih", "padchest",
-               "chexpert_mimic", "chexpert_mimic_nih", "chexpert_mimic_nih_padchest"]  # fmt: skip
+               "chexpert_mimic", "chexpert_mimic_nih", "chexpert_mimic_nih_padchest",
+               "chexpert_padchest", "chexpert_nih_padchest", "mimic_padchest", "mimic_nih_padchest",
+               "chexpert_mimic_padchest"]  # fmt: skip
     assert set(PUBLISHED) == {f"{source}_{network}" for source in sources for network in ("r50x1", "r152x4")}
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import yaml
 
 from engine import plan, results, sweep
 from engine.comm import SharedError
+from engine.configure import recipes
 from engine.launch import Launch
 from loaders.writer import Record, ShardWriter, new_attributes
 from tests.conftest import ROOT
@@ -179,3 +181,37 @@ def test_few_shots_of_label_vectors_are_refused_before_anything_runs(file, tmp_p
     assert code == 2
     assert "several labels per image" in error
     assert "say shots: full" in error
+
+
+def test_the_sweep_of_the_papers_tables_has_every_cell():
+    """As bench/published/layout.yaml has the tables, which its own test holds against the paper."""
+    content = yaml.safe_load((ROOT / "jobs" / "tables.yaml").read_text())
+    layout = yaml.safe_load((ROOT / "bench" / "published" / "layout.yaml").read_text())
+    assert set(content["checkpoints"]) <= set(recipes("pretrain"))
+    for target, settings in content["targets"].items():
+        assert target in recipes("finetune")
+        cells = {
+            f"{'imagenet1k_cosine' if source == 'imagenet1k' else source}_{network.lower()}"
+            for table in layout["tables"].values()
+            for source in table["rows"].get(target, [])
+            if source
+            for network in layout["networks"]
+        }
+        assert cells == set(settings["checkpoints"])
+    assert set(content["targets"]) == set(layout["targets"])
+
+
+def test_the_sweep_of_the_papers_tables_is_one_for_the_program(tmp_path, digits, monkeypatch):
+    for name in ("cifar10", "tuberculosis", "nih"):
+        for part in ("train", "test"):
+            shutil.copy(digits / f"high-{part}.h5", tmp_path / f"{name}-{part}.h5")
+    content = yaml.safe_load((ROOT / "jobs" / "tables.yaml").read_text())
+    content["targets"] = {name: content["targets"][name] for name in ("cifar10", "tuberculosis", "nih")}
+    for name in content["checkpoints"]:
+        (tmp_path / name).mkdir()
+    (tmp_path / "tables.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    monkeypatch.setenv("PACKS", str(tmp_path))
+    monkeypatch.setenv("RUNS", str(tmp_path))
+    runs = plan.read(tmp_path / "tables.yaml").runs
+    assert len(runs) == 5 * (4 * 6 + 12 * 5 + 10)
+    assert runs[0].config.data.train == str(tmp_path / "cifar10-train.h5")

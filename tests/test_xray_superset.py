@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from engine import evaluate, losses
+from engine.config import PretrainConfig
+from engine.configure import load
 from loaders import superset
 from loaders.shard import Pack
 from tests.packing import run
@@ -60,12 +62,15 @@ def truth(name, rows, label):
 @pytest.mark.parametrize(
     ("names", "labels"),
     [(["chexpert"], 13), (["mimic"], 13), (["nih"], 14), (["padchest"], 27), (["chexpert", "mimic"], 13),
-     (["chexpert", "mimic", "nih"], 7), (["padchest", "nih", "mimic", "chexpert"], 7)],
+     (["chexpert", "mimic", "nih"], 7), (["chexpert", "padchest"], 9), (["chexpert", "mimic", "padchest"], 9),
+     (["mimic", "nih", "padchest"], 7), (["padchest", "nih", "mimic", "chexpert"], 7)],
 )  # fmt: skip
 def test_sizes_and_counts(sets, names, labels):
     root, rows = sets
     whole = Pack.open([root / f"{name}.h5" for name in names])
-    assert len(whole.class_names) == labels  # as published
+    assert len(whole.class_names) == labels
+    recipe = "_".join(sorted(names)) + "_r50x1"
+    assert load(PretrainConfig, recipe, ["data.train=x"], "pretrain").model.num_classes == labels
     assert [stop - start for _, start, stop in whole.parts] == [len(rows[name]) for name in names]
     if labels == 7:
         assert whole.class_names == SHARED
