@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from engine import cli, plan, results
+from engine import cli, results, sweep_file
 from engine.comm import Communicator, SharedError
 from engine.finetune import finetune, fingerprint
 from engine.launch import Launch, detect_launch
-from engine.plan import Run
+from engine.sweep_file import Run
 from loaders.errors import UserError
 
 ABOUT = """Fine-tune on targets × checkpoints × shots × seeds, as one file says, and collect the results.
@@ -89,7 +89,7 @@ def done(path: Path) -> dict[tuple, str]:
     return found
 
 
-def missing(sweep: plan.Sweep) -> list[Run]:
+def missing(sweep: sweep_file.Sweep) -> list[Run]:
     """The runs without a result. UserError where one has a result of other settings."""
     there = done(sweep.results)
     for run in sweep.runs:
@@ -101,7 +101,7 @@ def missing(sweep: plan.Sweep) -> list[Run]:
     return [run for run in sweep.runs if run.key not in there]
 
 
-def work(sweep: plan.Sweep, mine: Share, launch: Launch) -> int:
+def work(sweep: sweep_file.Sweep, mine: Share, launch: Launch) -> int:
     """Do this process's share of the runs that are missing; the exit code."""
     todo = missing(sweep)
     chosen = [run for run in mine.of(sweep.runs) if run in todo]
@@ -125,13 +125,13 @@ def work(sweep: plan.Sweep, mine: Share, launch: Launch) -> int:
     return 1 if failed else 0
 
 
-def collect(sweep: plan.Sweep) -> None:
+def collect(sweep: sweep_file.Sweep) -> None:
     """Write what there is of results as CSV."""
     if sweep.results.exists():
         results.write_csv(results.read([sweep.results]), sweep.results.with_suffix(".csv"))
 
 
-def spread(sweep: plan.Sweep, workers: int) -> int:
+def spread(sweep: sweep_file.Sweep, workers: int) -> int:
     """Let several processes do the work, each with its share of GPUs or cores; the exit code."""
     missing(sweep)
     gpus = torch.cuda.device_count()
@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.workers < 1:
         raise UserError(f"--workers is {arguments.workers}; expected 1 or more")
-    sweep = plan.read(arguments.sweep)
+    sweep = sweep_file.read(arguments.sweep)
     launch = detect_launch()
     mine = share(arguments.share, launch)
     if arguments.list:

@@ -77,9 +77,9 @@ def script(arguments: argparse.Namespace) -> str:
         values |= {"RECIPE": recipe, "NAME": name, "SETTINGS": rest, "STEP_OPTIONS": cluster["step"],
                    "RUNS_OF_SWEEP": [" ".join(run) for run in runs]}  # fmt: skip
     elif what == "sweep":
-        from engine import plan  # imports torch, which the other jobs need not wait for
+        from engine import sweep_file  # imports torch, which the other jobs need not wait for
 
-        runs = plan.read(Path(recipe)).runs
+        runs = sweep_file.read(Path(recipe)).runs
         if arguments.settings:
             raise UserError(f"{arguments.settings[0]!r}: a sweep's settings stand in {recipe}, under set: or a target")
         template, name = "sweep", arguments.name or Path(recipe).stem

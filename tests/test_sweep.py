@@ -6,7 +6,7 @@ import sys
 import pytest
 import yaml
 
-from engine import plan, results, sweep
+from engine import results, sweep, sweep_file
 from engine.comm import SharedError
 from engine.configure import recipes
 from engine.launch import Launch
@@ -49,7 +49,7 @@ def lines(path):
 
 
 def test_all_combinations_with_a_targets_own_in_place_of_the_sweeps(file):
-    runs = plan.read(file()).runs
+    runs = sweep_file.read(file()).runs
     expected = [("high", c, s, n) for c in ("first", "second") for s in ("1", "full") for n in (0, 1)]
     assert [run.key for run in runs] == [*expected, ("short", "second", "2", 5)]
     assert [run.config.lr for run in runs] == [0.3] * 8 + [0.01]
@@ -63,7 +63,7 @@ def test_a_sweep_runs_and_goes_on_where_it_stopped(file, tmp_path, capsys):
     assert code == 0
     assert "5 runs, 5 to do" in said
     keys = [(line["dataset"], line["pretrained_model"], line["shot"], line["seed"]) for line in lines(found)]
-    assert keys == [each.key for each in plan.read(path).runs]
+    assert keys == [each.key for each in sweep_file.read(path).runs]
     first = found.read_text().splitlines()
     found.write_text("\n".join(first[:3]) + "\n" + first[3][:40])  # as a kill leaves it
     code, said, _ = run(capsys, path, "--list")
@@ -212,6 +212,6 @@ def test_the_sweep_of_the_papers_tables_is_one_for_the_program(tmp_path, digits,
     (tmp_path / "tables.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     monkeypatch.setenv("PACKS", str(tmp_path))
     monkeypatch.setenv("RUNS", str(tmp_path))
-    runs = plan.read(tmp_path / "tables.yaml").runs
+    runs = sweep_file.read(tmp_path / "tables.yaml").runs
     assert len(runs) == 5 * (4 * 6 + 12 * 5 + 10)
     assert runs[0].config.data.train == str(tmp_path / "cifar10-train.h5")
