@@ -4,9 +4,11 @@ Draws use NumPy's `RandomState`, whose streams NumPy guarantees never to change,
 samples on any machine.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from loaders.errors import UserError
+from loaders.errors import UserError, shorten
 
 
 def draw(labels: np.ndarray, shots: int | str, seed: int) -> np.ndarray:
@@ -80,3 +82,9 @@ def _check_classes(labels: np.ndarray, purpose: str) -> None:
 def in_words(shots: str) -> str:
     """A number of shots, for people."""
     return {"full": "full", "1": "1 shot"}.get(shots, f"{shots} shots")
+
+
+def shortage(shots: str, short: Mapping[str, int]) -> str:
+    """What was done about classes that have fewer images than `shots`, name → images, for people."""
+    listed = shorten([f"{name} ({count})" for name, count in short.items()])
+    return f"fewer than {shots} images, all taken: {listed}"

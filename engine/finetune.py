@@ -92,6 +92,8 @@ def result_line(
         "test_images": int(scores["images"]),
         "test_loss": scores["loss"],
         "test_top1": scores.get("top1"),
+        "auc_classes": scores.get("auc_classes"),
+        "short_classes": plan.short,
         "size": parts.about["size"],
         "mixup": plan.mixup,
         "settings": fingerprint(config),

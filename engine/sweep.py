@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from engine import cli, results, sweep_file
+from engine import cli, fewshot, results, sweep_file
 from engine.comm import Communicator, SharedError
 from engine.finetune import finetune, fingerprint
 from engine.launch import Launch, detect_launch
@@ -112,7 +112,7 @@ def work(sweep: sweep_file.Sweep, mine: Share, launch: Launch) -> int:
         begun = time.perf_counter()
         try:
             line = finetune(run.config, comm, quiet=True)
-            said = f"{line['metric'].replace('_', ' ')} {line['metric_value']:.2f}%"
+            said = _scored(line)
         except SharedError as error:  # this one diverged; the others need not suffer
             failed.append(run)
             said = f"failed: {error}"
@@ -123,6 +123,14 @@ def work(sweep: sweep_file.Sweep, mine: Share, launch: Launch) -> int:
     for run in failed:
         print(f"failed: {run.title}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _scored(line: dict) -> str:
+    """A run's score, and what is unusual about it."""
+    said = f"{line['metric'].replace('_', ' ')} {line['metric_value']:.2f}%"
+    if line["metric"] == "mean_auc":
+        said += f" over {line['auc_classes']} labels"
+    return said + (f"; {fewshot.shortage(line['shot'], line['short_classes'])}" if line["short_classes"] else "")
 
 
 def collect(sweep: sweep_file.Sweep) -> None:

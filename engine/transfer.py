@@ -49,10 +49,7 @@ class Plan:
             f"{', '.join(map(str, self.times.milestones))}, warm-up {self.times.warmup_steps}; "
             f"MixUp {self.mixup or 'off'}"
         ]
-        if self.short:
-            listed = ", ".join(f"{name} ({count})" for name, count in list(self.short.items())[:5])
-            lines.append(f"fewer than {self.shots} images, all taken: {listed}{' …' if len(self.short) > 5 else ''}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *([fewshot.shortage(self.shots, self.short)] if self.short else [])])
 
 
 def finetuning(config: FinetuneConfig, comm: Communicator) -> tuple[assemble.Parts, Plan]:

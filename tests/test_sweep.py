@@ -81,6 +81,13 @@ def test_a_sweep_runs_and_goes_on_where_it_stopped(file, tmp_path, capsys):
     assert len(results.read([found.with_suffix(".csv")])) == 5
 
 
+def test_classes_with_fewer_images_than_shots_are_named(file, capsys):
+    _, said, _ = run(capsys, file(seeds=[0], shots=1000, checkpoints={"second": "random"}))
+    first = next(line for line in said.splitlines() if "1000 shots" in line)
+    assert "fewer than 1000 images, all taken: 5 (" in first
+    assert "fewer" not in said.splitlines()[-1]  # the target with two shots
+
+
 def test_workers_share_the_runs(file, tmp_path):
     path = file(seeds=[0], targets={"high": yaml.safe_load(file().read_text())["targets"]["high"]})
     done = subprocess.run([sys.executable, "-m", "engine.sweep", path, "--workers", "2"], cwd=ROOT,
