@@ -93,7 +93,7 @@ def missing(sweep: sweep_file.Sweep) -> list[Run]:
     """The runs without a result. UserError where one has a result of other settings."""
     there = done(sweep.results)
     for run in sweep.runs:
-        if there.get(run.key, fingerprint(run.config)) != fingerprint(run.config):
+        if run.key in there and there[run.key] != fingerprint(run.config):
             raise UserError(
                 f"{sweep.results} holds {run.title} with other settings than {sweep.path} has now; choose another "
                 "folder, or remove those lines"
@@ -104,7 +104,8 @@ def missing(sweep: sweep_file.Sweep) -> list[Run]:
 def work(sweep: sweep_file.Sweep, mine: Share, launch: Launch) -> int:
     """Do this process's share of the runs that are missing; the exit code."""
     todo = missing(sweep)
-    chosen = [run for run in mine.of(sweep.runs) if run in todo]
+    wanted = {run.key for run in todo}
+    chosen = [run for run in mine.of(sweep.runs) if run.key in wanted]
     here = f" of which this process does {len(chosen)}" if mine.count > 1 else ""
     print(f"{sweep.path}: {len(sweep.runs)} runs, {len(todo)} to do{here}; results in {sweep.results}", flush=True)
     comm, failed, started = Communicator(Launch("alone", local_rank=launch.local_rank)), [], time.perf_counter()
@@ -176,13 +177,15 @@ def _run(arguments: argparse.Namespace) -> int:
     launch = detect_launch()
     mine = share(arguments.share, launch)
     if arguments.list:
-        todo = missing(sweep)
+        todo = {run.key for run in missing(sweep)}
         for run in sweep.runs:
-            print(f"{'to do' if run in todo else 'done ':6} {run.title}")
+            print(f"{'to do' if run.key in todo else 'done ':6} {run.title}")
         print(f"{len(sweep.runs)} runs, {len(todo)} to do")
         return 0
     try:
         return spread(sweep, arguments.workers) if arguments.workers > 1 else work(sweep, mine, launch)
+    except OSError as error:
+        raise UserError(f"{error}; the same command goes on with the runs that are missing") from error
     except KeyboardInterrupt:
         print("interrupted; the same command goes on with the runs that are missing", file=sys.stderr)
         return cli.INTERRUPTED

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,24 +86,30 @@ def _runs(name: str, target: Mapping, sweep: Mapping, results: Path, path: Path)
     chosen = {**sweep, **{key: value for key, value in target.items() if value is not None}}
     shots = [str(each) for each in _list(chosen.get("shots", "full"))]
     _check_packs(target, shots, where)
-    recipe = str(target.get("recipe") or name)
-    fixed = [
-        f"results={results}",
-        f"data.name={name}",
-        *settings({key: target[key] for key in ("train", "test")}, "data."),
-    ]
-    fixed += settings(sweep.get("set") or {}) + settings(target.get("set") or {})
-    runs = []
-    for checkpoint in map(str, _list(chosen["checkpoints"])):
+    config = _config(name, target, sweep, results)
+    names = [str(each) for each in _list(chosen["checkpoints"])]
+    for checkpoint in names:
         if checkpoint not in sweep["checkpoints"]:
             raise UserError(f"{where}: no checkpoint {checkpoint!r}; there are {shorten(list(sweep['checkpoints']))}")
-        source = [f"from={sweep['checkpoints'][checkpoint]}", f"source={checkpoint}"]
-        for each in shots:
-            for seed in _list(chosen.get("seeds", [0, 1, 2, 3, 4])):
-                words = [*source, f"shots={each}", f"seed={seed}", *fixed]
-                config = configure.load(FinetuneConfig, recipe, words, "finetune")
-                runs.append(Run(name, checkpoint, each, config.seed, config))
-    return runs
+    seeds = _list(chosen.get("seeds", [0, 1, 2, 3, 4]))
+    if wrong := [seed for seed in seeds if not isinstance(seed, int)]:
+        raise UserError(f"{where}: seeds: {wrong[0]!r} is not a whole number")
+    return [
+        Run(name, checkpoint, each, seed, replace(
+            config, from_=str(sweep["checkpoints"][checkpoint]), source=checkpoint, shots=each, seed=seed
+        ))
+        for checkpoint in names
+        for each in shots
+        for seed in seeds
+    ]  # fmt: skip
+
+
+def _config(name: str, target: Mapping, sweep: Mapping, results: Path) -> FinetuneConfig:
+    """What the runs of a target have in common."""
+    packs = {key: target[key] for key in ("train", "test")}
+    words = ["from=random", f"results={results}", f"data.name={name}", *settings(packs, "data.")]
+    words += settings(sweep.get("set") or {}) + settings(target.get("set") or {})
+    return configure.load(FinetuneConfig, str(target.get("recipe") or name), words, "finetune")
 
 
 def _check_packs(target: Mapping, shots: list[str], where: str) -> None:
