@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from engine import bit, fewshot, finetune, hyperrule, pretrain, transfer
@@ -12,6 +13,8 @@ from engine.configure import load
 from engine.launch import Launch
 from loaders.batches import Batch
 from loaders.shard import Pack
+from loaders.writer import Record, ShardWriter, new_attributes
+from tests.pictures import encoded
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +42,41 @@ def test_a_result_line_has_the_published_columns_and_what_identifies_the_run(dig
     assert (line["seed"], line["shot"], line["pretrained_model"], line["metric"]) == (3, "5", "demo", "top1")
     assert (line["train_images"], line["test_images"], line["last_step"]) == (25, 269, 20)
     assert line["network"] == "R8x0.25-8px"
+
+
+def test_classes_scored_by_mean_auc(digits, tmp_path):
+    """As PadChest-cl is: the AUC is the score, and top-1 stands beside it."""
+    settings = ["from=random", "model=R8x0.25-8px", "shots=20", "rule.steps=30", "data.metric=mean_auc"]
+    (line,) = tune(digits, tmp_path, 0, *settings)
+    assert (line["metric"], line["auc_classes"]) == ("mean_auc", 5)
+    assert line["metric_value"] > line["test_top1"] > 20
+
+
+def test_label_vectors_of_two_packs_are_tuned_and_scored_by_what_is_known(tmp_path, capsys):
+    """Two sets with different labels, of which they share two; one of the two has no negative in the test set."""
+    rng = np.random.RandomState(0)
+    sets = {"one": ["bright", "left", "always"], "two": ["always", "bright", "other"], "test": ["bright", "always"]}
+    for name, labels in sets.items():
+        (attributes,) = new_attributes({"source": "made up", "kind": "test"}, 1)
+        with ShardWriter(tmp_path / f"{name}.h5", labels, attributes) as writer:
+            for i in range(60):
+                bright = i % 2
+                pixels = (rng.rand(8, 8) * 100 + 150 * bright).clip(0, 255).astype(np.uint8)
+                values = {"bright": float(bright) if rng.rand() < 0.8 else float("nan"), "always": 1.0}
+                row = [values.get(label, float("nan")) for label in labels]
+                writer.add(Record(encoded(Image.fromarray(pixels), "PNG"), f"{name} {i}", row, 8, 8))
+            writer.finish()
+            writer.publish()
+    with pytest.raises(SystemExit) as ended:
+        finetune.main(["demo", "from=random", "model=R8x0.25-8px", f"data.test={tmp_path / 'test.h5'}",
+                       f"data.train=[{tmp_path / 'one.h5'},{tmp_path / 'two.h5'}]", "rule.steps=60",
+                       f"results={tmp_path / 'results.jsonl'}"])  # fmt: skip
+    assert ended.value.code == 0
+    (line,) = [json.loads(text) for text in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert (line["metric"], line["auc_classes"], line["dataset"]) == ("mean_auc", 1, "one+two")
+    assert line["metric_value"] > 95  # brightness is easy
+    said = capsys.readouterr().out
+    assert "1 of 2 labels have no AUC" in said and "only one value of them: always" in said
 
 
 def test_the_weights_that_are_named_are_the_weights_that_are_tuned(digits, pretrained, tmp_path):
