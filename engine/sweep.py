@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -56,22 +57,29 @@ class Share:
     count: int = 1
 
     def of(self, runs: list[Run]) -> list[Run]:
+        """The runs of this share."""
         return runs[self.index :: self.count]
 
+    def part(self, index: int, count: int) -> Share:
+        """One of `count` equal parts of this share."""
+        return Share(self.index * count + index, self.count * count)
 
-def share(text: str | None, launch: Launch, env: dict[str, str] | os._Environ[str] = os.environ) -> Share:
-    """The share that `--share K/N`, a launcher's ranks, and a Slurm array leave to this process, multiplied."""
-    index, count = 0, 1
-    if text is not None:
-        try:
-            index, count = (int(part) for part in text.split("/"))
-        except ValueError:
-            count = 0
-        if not 0 <= index < count:
-            raise UserError(f"--share is {text!r}; expected K/N with K from 0 to N - 1")
-    elif "SLURM_ARRAY_TASK_COUNT" in env:
-        index, count = int(env["SLURM_ARRAY_TASK_ID"]), int(env["SLURM_ARRAY_TASK_COUNT"])
-    return Share(index * launch.size + launch.rank, count * launch.size)
+
+def asked(text: str | None, env: Mapping[str, str] = os.environ) -> Share:
+    """The share that `--share K/N` says, or else the place in a Slurm array."""
+    if text is None:
+        task, first, step, count = (
+            int(env.get(f"SLURM_ARRAY_TASK_{name}", default))
+            for name, default in (("ID", 0), ("MIN", 0), ("STEP", 1), ("COUNT", 1))
+        )
+        return Share((task - first) // step, count)
+    try:
+        index, count = (int(part) for part in text.split("/"))
+    except ValueError:
+        index, count = 0, 0
+    if not 0 <= index < count:
+        raise UserError(f"--share is {text!r}; expected K/N with K from 0 to N - 1")
+    return Share(index, count)
 
 
 def done(path: Path) -> dict[tuple, str]:
@@ -140,8 +148,8 @@ def collect(sweep: sweep_file.Sweep) -> None:
         results.write_csv(results.read([sweep.results]), sweep.results.with_suffix(".csv"))
 
 
-def spread(sweep: sweep_file.Sweep, workers: int) -> int:
-    """Let several processes do the work, each with its share of GPUs or cores; the exit code."""
+def spread(sweep: sweep_file.Sweep, mine: Share, workers: int) -> int:
+    """Let several processes do a share, each with a part of the GPUs or cores; the exit code."""
     missing(sweep)
     gpus = torch.cuda.device_count()
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
@@ -150,7 +158,8 @@ def spread(sweep: sweep_file.Sweep, workers: int) -> int:
         env = {"OMP_NUM_THREADS": str(threads)} | dict(os.environ)
         if gpus > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
             env["CUDA_VISIBLE_DEVICES"] = str(k % gpus)
-        command = [sys.executable, "-m", "engine.sweep", str(sweep.path), "--share", f"{k}/{workers}"]
+        part = mine.part(k, workers)
+        command = [sys.executable, "-m", "engine.sweep", str(sweep.path), "--share", f"{part.index}/{part.count}"]
         children.append(subprocess.Popen(command, env=env))
     codes = [child.wait() for child in children]
     collect(sweep)
@@ -175,7 +184,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--workers is {arguments.workers}; expected 1 or more")
     sweep = sweep_file.read(arguments.sweep)
     launch = detect_launch()
-    mine = share(arguments.share, launch)
+    mine = asked(arguments.share)
     if arguments.list:
         todo = {run.key for run in missing(sweep)}
         for run in sweep.runs:
@@ -183,7 +192,9 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"{len(sweep.runs)} runs, {len(todo)} to do")
         return 0
     try:
-        return spread(sweep, arguments.workers) if arguments.workers > 1 else work(sweep, mine, launch)
+        if arguments.workers > 1:
+            return spread(sweep, mine, arguments.workers)  # the processes find the launcher's ranks themselves
+        return work(sweep, mine.part(launch.rank, launch.size), launch)
     except OSError as error:
         raise UserError(f"{error}; the same command goes on with the runs that are missing") from error
     except KeyboardInterrupt:

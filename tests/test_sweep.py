@@ -9,7 +9,6 @@ import yaml
 from engine import results, sweep, sweep_file
 from engine.comm import SharedError
 from engine.configure import recipes
-from engine.launch import Launch
 from loaders.writer import Record, ShardWriter, new_attributes
 from tests.conftest import ROOT
 from tests.pictures import encoded, photo
@@ -97,19 +96,19 @@ def test_workers_share_the_runs(file, tmp_path):
     assert (tmp_path / "study" / "results.csv").exists()
 
 
-@pytest.mark.parametrize(
-    ("text", "size", "env"), [("1/3", 1, {}), (None, 3, {}), (None, 2, {"SLURM_ARRAY_TASK_COUNT": "2"}), ("0/2", 4, {})]
-)
-def test_shares_are_disjoint_and_complete(text, size, env):
-    runs = list(range(23))
-    pieces = []
-    array = range(int(env["SLURM_ARRAY_TASK_COUNT"])) if env else [0]
-    texts = [f"{k}/{text.split('/')[1]}" for k in range(int(text.split("/")[1]))] if text else [None]
-    for one in texts:
-        for task in array:
-            for rank in range(size):
-                where = env | ({"SLURM_ARRAY_TASK_ID": str(task)} if env else {})
-                pieces += sweep.share(one, Launch("Slurm", rank, size), where).of(runs)
+@pytest.mark.parametrize("array", [1, 2])
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_shares_are_disjoint_and_complete(array, workers, ranks):
+    """Of array tasks, of their workers, and of a launcher's ranks, all at once."""
+    runs, pieces = list(range(53)), []
+    for task in range(array):
+        slurm = {"ID": 3 + 2 * task, "MIN": 3, "STEP": 2, "COUNT": array}  # --array=3-5:2
+        env = {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in slurm.items()} if array > 1 else {}
+        for worker in range(workers):
+            part = sweep.asked(None, env).part(worker, workers)
+            again = sweep.asked(f"{part.index}/{part.count}", env)  # as a worker is told
+            pieces += [run for rank in range(ranks) for run in again.part(rank, ranks).of(runs)]
     assert sorted(pieces) == runs
 
 
