@@ -15,7 +15,8 @@ from engine.precision import Precision
 from loaders.batches import Batch
 
 
-@torch.inference_mode()
+# Not in inference mode: a thread of Horovod's, which is not in it, writes into the scores of all ranks.
+@torch.no_grad()
 def evaluate(
     model: nn.Module,
     batches: Iterable[Batch],

@@ -1,6 +1,7 @@
 """Packs read as one superset, against pandas, which joins tables by the names of their columns."""
 
 import itertools
+import json
 import pickle
 
 import numpy as np
@@ -131,3 +132,26 @@ def test_pre_training_on_a_superset_says_what_is_in_it_and_what_cannot_be_scored
     assert "3 of 3 labels have no AUC" in said
     parts = assemble.pretraining(config, comm)
     assert parts.feed.test.class_names == parts.feed.train.class_names == COMMON
+
+
+def test_two_ranks_train_on_a_superset_as_one_does(packs, tmp_path, launch):
+    """Each rank knows another number of labels: the mean is over all that are known, on whichever rank."""
+    folder, _ = packs
+    events = {}
+    for ranks in (1, 2):
+        run = tmp_path / f"ranks{ranks}"
+        common = ["-m", "engine.pretrain", "demo", "model.name=R20x0.25-32px", "data.augment=xray", "data.size=32",
+                  f"data.train=[{folder / 'chex.h5'},{folder / 'nih.h5'}]",
+                  "data.resize=null", "train.global_batch=8", "schedule.epochs=null", "schedule.steps=4",
+                  "schedule.warmup_steps=1", "train.log_every=1", "train.eval_every=0.5", f"folder={run}"]  # fmt: skip
+        done = launch(ranks, "mpirun", [*common, f"data.val={folder / 'padchest.h5'}"])
+        assert done.returncode == 2, done.stdout
+        assert done.stderr.count("padchest.h5 lacks the labels Edema") == 1  # which the other two share
+        done = launch(ranks, "mpirun", [*common, f"data.val={folder / 'nih.h5'}"])
+        assert done.returncode == 0, done.stderr
+        assert "4 classes, binary cross entropy" in done.stdout
+        events[ranks] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(events[1]) == len(events[2]) >= 5
+    for one, two in zip(events[1], events[2], strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+        assert one.get("mean_auc") == pytest.approx(two.get("mean_auc"), abs=1e-3)
