@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from bench import loader_peers, timing
+from bench import loader_peers, loader_xray, timing
 from bench.loader_peers import Material
 from loaders.errors import UserError
 from loaders.shard import Pack
+from loaders.transform import natural_train, xray_train
 
 OURS, CEILING, COLD = "pack, DALI", "DALI graph fed from memory", "pack, DALI, cold cache"
+HOST = "pack, host pipeline"
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("source", metavar="SOURCE", help="anything that loaders.pack takes, such as imagenet-sample.tar")
     add("--short-side", type=int, metavar="N", help="pack with this --resize; the others read the same images")
     add("--quality", type=int, default=95, help="of JPEGs that are encoded anew (default: %(default)s)")
+    add("--xray", action="store_true", help="the X-ray transform, beside torchxrayvision's loader")
     add("--batch", type=int, default=64, help="images (default: %(default)s)")
     add("--threads", type=int, default=timing.hardware()["cores"], help="or worker processes (default: %(default)s)")
     add("--turns", type=int, default=7, help="(default: %(default)s)")
@@ -154,6 +157,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--plot", type=Path, metavar="FILE.png", help="draw it")
     options = parser.parse_args(argv)
     known = loader_peers.loaders()
+    if options.xray:
+        ours = {name: known[name] for name in (CEILING, OURS, HOST) if name in known}
+        known = {**ours, loader_xray.NAME: loader_xray.torchxrayvision_loader}
+    transform = (xray_train if options.xray else natural_train)(loader_peers.SIZE)
     words = options.only.split(",") if options.only else [""]
     chosen = {name: known[name] for name in known if any(word in name for word in words)}
     if not chosen:
@@ -161,9 +168,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         with tempfile.TemporaryDirectory() as folder:
-            material = loader_peers.prepare(
-                options.source, Path(folder), options.batch, options.threads, options.short_side, options.quality
-            )
+            how = {"batch": options.batch, "threads": options.threads, "transform": transform}
+            material = loader_peers.prepare(options.source, Path(folder), options.short_side, options.quality, **how)
             hardware = timing.hardware()
             cold = OURS in chosen and not options.no_cold
             done = measure(material, chosen, options.turns, options.batches, 4, cold)
@@ -176,7 +182,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rates, compared = report(done, options.threads), ratios(done, OURS) if OURS in done else {}
     command = "python -m bench.loader " + " ".join(map(str, sys.argv[1:] if argv is None else argv))
     milliseconds = {name: timing.summarize(turns.latencies) for name, turns in done.items()}
-    facts = {"what": f"random resized crop to {loader_peers.SIZE} of {what}", "batch": options.batch}
+    does = "X-ray transform" if options.xray else "random resized crop"
+    facts = {"what": f"{does} to {loader_peers.SIZE} of {what}", "batch": options.batch}
     result = timing.record(
         command, milliseconds, **facts, threads=options.threads, loaders=rates, pack_relative_to=compared
     )

@@ -18,10 +18,10 @@ from loaders.batches import train_batches
 from loaders.order import TrainPlan
 from loaders.request import request
 from loaders.shard import Pack
-from loaders.transform import IMAGENET_MEAN, IMAGENET_STD, natural_train
+from loaders.transform import IMAGENET_MEAN, IMAGENET_STD, Transform
 
 SIZE = 224
-_AHEAD = 2  # batches that every loader may prepare
+AHEAD = 2  # batches that every loader may prepare
 _SHARDS = 8  # tars for WebDataset: some for every worker
 
 
@@ -33,17 +33,18 @@ class Material:
     pack: Path
     batch: int
     threads: int
+    transform: Transform
 
     @property
     def images(self) -> Path:
         return self.folder / "images"
 
 
-def prepare(source: str, folder: Path, batch: int, threads: int, short_side: int | None, quality: int) -> Material:
-    """Pack the source, and give the others the packed bytes in their own form."""
+def prepare(source: str, folder: Path, short_side: int | None, quality: int, **how) -> Material:
+    """Pack the source, and give the others the packed bytes in their own form; `how`: further fields of Material."""
     path = folder / "images.h5"
     packing.pack(source, path, packing.Options(resize=short_side, quality=quality), quiet=True)
-    material, opened = Material(folder, path, batch, threads), Pack.open(path)
+    material, opened = Material(folder, path, **how), Pack.open(path)
     tars = [tarfile.open(folder / f"{k:04d}.tar", "w") for k in range(_SHARDS)]  # noqa: SIM115  closed below
     for i in range(len(opened)):
         data, name = opened.record(i).tobytes(), f"{opened.labels[i]:05d}/{i:06d}.jpg"
@@ -82,7 +83,7 @@ def loaders() -> dict[str, Callable[[Material], Iterator]]:
 def versions() -> dict[str, str]:
     """Of the packages that are compared, where they are installed."""
     found = {}
-    for name in ("torchvision", "pillow", "numpy", "webdataset", "ffcv", "mosaicml-streaming"):
+    for name in ("torchvision", "pillow", "numpy", "webdataset", "ffcv", "mosaicml-streaming", "torchxrayvision"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -112,8 +113,8 @@ def from_pack_on_host(material: Material) -> Iterator:
 
 def _ours(material: Material, backend: str) -> Iterator:
     pack, plan = _plan(material)
-    how = {"backend": backend, "threads": material.threads, "prefetch": _AHEAD}
-    with train_batches(pack, plan, natural_train(SIZE), **how) as batches:
+    how = {"backend": backend, "threads": material.threads, "prefetch": AHEAD}
+    with train_batches(pack, plan, material.transform, **how) as batches:
         yield from (step[0].images for step in batches)
 
 
@@ -133,12 +134,11 @@ def from_memory(material: Material) -> Iterator:
     from loaders.dali import DaliPipeline
 
     pack, plan = _plan(material)
-    transform = natural_train(SIZE)
     steps = [plan.step(number)[0] for number in range(2 * len(pack) // material.batch + 1)]
-    ready = [request(pack, transform, part.ids, part.draws) for part in steps]
+    ready = [request(pack, material.transform, part.ids, part.draws) for part in steps]
     endless = (one for _ in iter(int, 1) for one in ready)
-    how = {"device": torch.device("cpu"), "threads": material.threads, "prefetch": _AHEAD}
-    with closing(DaliPipeline(_Memory(pack), transform, endless, material.batch, **how)) as pipeline:
+    how = {"device": torch.device("cpu"), "threads": material.threads, "prefetch": AHEAD}
+    with closing(DaliPipeline(_Memory(pack), material.transform, endless, material.batch, **how)) as pipeline:
         while True:
             yield pipeline.next_images()
 
@@ -151,7 +151,7 @@ def dali_files(material: Material) -> Iterator:
         batch_size=material.batch,
         num_threads=material.threads,
         device_id=None,
-        prefetch_queue_depth=_AHEAD,
+        prefetch_queue_depth=AHEAD,
         exec_dynamic=True,
         seed=1,
     )
@@ -191,7 +191,7 @@ def torchvision_loader(material: Material) -> Iterator:
     from torchvision.datasets import ImageFolder
 
     dataset = ImageFolder(str(material.images), _torchvision_transform())
-    how = {"num_workers": material.threads, "prefetch_factor": _AHEAD, "drop_last": True}
+    how = {"num_workers": material.threads, "prefetch_factor": AHEAD, "drop_last": True}
     while True:
         yield from (images for images, _ in torch.utils.data.DataLoader(dataset, material.batch, shuffle=True, **how))
 
@@ -248,7 +248,7 @@ def ffcv(material: Material) -> Iterator:
         order=OrderOption.RANDOM,
         os_cache=True,
         drop_last=True,
-        batches_ahead=_AHEAD,
+        batches_ahead=AHEAD,
         pipelines={"image": images, "label": None},
     )
     while True:
@@ -278,7 +278,7 @@ def streaming(material: Material) -> Iterator:
                 return transform(image.convert("RGB"))
 
     dataset = Images(local=str(material.folder / "mds"), shuffle=True, batch_size=material.batch)
-    how = {"num_workers": material.threads, "prefetch_factor": _AHEAD, "drop_last": True}
+    how = {"num_workers": material.threads, "prefetch_factor": AHEAD, "drop_last": True}
     while True:
         yield from torch.utils.data.DataLoader(dataset, material.batch, **how)
 

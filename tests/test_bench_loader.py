@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from bench import loader, pack_index
+from bench import loader, loader_xray, pack_index
 from loaders.shard import Pack
 from tests.pictures import folder
 
@@ -30,6 +30,16 @@ def test_a_small_run_leaves_a_complete_record(tmp_path, capsys):
     assert result["loaders"]["pack, host pipeline"]["images_per_second"] > 0
     assert {"command", "commit", "hardware", "versions", "batch", "threads"} <= result.keys()
     assert plot.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_x_rays_beside_torchxrayvision(tmp_path, capsys):
+    folder(tmp_path / "images", height=60, width=60, mode="L")
+    out = tmp_path / "xray.json"
+    words = ["--xray", "--turns", "1", "--batches", "1", "--batch", "4", "--threads", "1", "--only", "host,torchxray"]
+    assert loader.main([str(tmp_path / "images"), *words, "--out", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert result["what"].startswith("X-ray transform to 224")
+    assert set(result["loaders"]) == {loader.HOST, loader_xray.NAME}
 
 
 def test_what_cannot_be_measured(tmp_path, capsys):

@@ -19,7 +19,7 @@ ONLY_IN = {
     "nvidia": {"loaders.dali", "bench.loader_peers"},
     "h5py": {"loaders.hdf5", "loaders.shard"},
     "mpi4py": {"loaders.ranks", "engine.comm"},
-    "torchxrayvision": {"loaders.xray_labels"},
+    "torchxrayvision": {"loaders.xray_labels", "bench.loader_xray"},
 }
 
 
