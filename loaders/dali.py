@@ -133,7 +133,7 @@ def _graph(source, transform: Transform, gpu: bool, decode_only: bool, deep: boo
         shape=shape,
         axis_names="HW",
         device=device,
-        output_type=types.RGB,
+        output_type=types.GRAY if transform.gray else types.RGB,
         dtype=types.UINT16 if deep else types.UINT8,
         **hints,
     )
@@ -159,6 +159,8 @@ def _graph(source, transform: Transform, gpu: bool, decode_only: bool, deep: boo
         images = fn.warp_affine(
             images, matrix=extra[0], fill_value=0, interp_type=types.INTERP_LINEAR, inverse_map=True
         )
+    if transform.gray:
+        images = fn.cat(images, images, images, axis_name="C")  # late: until here there was a third of the work
     white = 65535 if deep else 255
     return fn.crop_mirror_normalize(
         images,

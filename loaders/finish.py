@@ -37,7 +37,10 @@ class Finisher:
         return whole and transform.affine is None and transform.randaugment is None
 
     def submit(self, images: Sequence[np.ndarray], flips: np.ndarray) -> "Batch":
-        """Start on images, each (h, w, 3) uint8, or uint16 up to `white`; flips (b,) int32, 1 to mirror."""
+        """Start on images, each (h, w, 3) or gray (h, w, 1), uint8, or uint16 up to `white`; flips (b,) int32.
+
+        A flip of 1 mirrors.
+        """
         shape = (len(images), self._size, self._size, 3)
         base, out = self._buffers.take(shape)
         rows = base.reshape(len(images), self._size, -1)
@@ -50,7 +53,7 @@ class Finisher:
             decoded = images[i] if images[i].dtype == np.uint8 else images[i].astype(np.float32)
             image = torch.from_numpy(decoded).permute(2, 0, 1)[None]  # channels-last as it is
             image = torch.nn.functional.interpolate(image, (self._size, self._size), mode="bilinear", antialias=True)
-            image = image[0].permute(1, 2, 0)
+            image = image[0].permute(1, 2, 0).expand(-1, -1, 3)
             image = image.flip(1) if flips[i] else image
             pixels = image.contiguous().numpy().reshape(self._size, -1)
             np.multiply(pixels, self._scale, out=rows[i])

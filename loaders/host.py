@@ -62,7 +62,7 @@ class HostPipeline:
         y0, x0, y1, x1 = request.rois[i].tolist()
         side = self._transform.size
         with Image.open(BytesIO(data)) as opened:
-            image = _displayed(opened, self._transform.randaugment is not None)
+            image = _displayed(opened, self._transform)
         image = image.crop((left, top, left + width, top + height))
         box = (x0, y0, min(x1, width), min(y1, height))
         image = image.resize((side, side), Image.Resampling.BILINEAR, box=box)
@@ -90,10 +90,12 @@ class HostPipeline:
         self._queue.clear()
 
 
-def _displayed(opened: Image.Image, as_bytes: bool) -> Image.Image:
-    """RGB; gray of 16 bits as float32 in 0..255, unless the operations that follow are defined on bytes."""
-    image = ImageOps.exif_transpose(opened)
+def _displayed(opened: Image.Image, transform: Transform) -> Image.Image:
+    """RGB or gray; gray of 16 bits as float32 in 0..255, unless the operations that follow are defined on bytes."""
+    image, mode = ImageOps.exif_transpose(opened), "L" if transform.gray else "RGB"
     if not image.mode.startswith("I"):
-        return image.convert("RGB")
+        return image.convert(mode)
     gray = np.asarray(image) / np.float32(257)
-    return Image.fromarray(np.rint(gray).astype(np.uint8)).convert("RGB") if as_bytes else Image.fromarray(gray)
+    if transform.randaugment is None:
+        return Image.fromarray(gray)
+    return Image.fromarray(np.rint(gray).astype(np.uint8)).convert(mode)

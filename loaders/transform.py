@@ -45,7 +45,7 @@ class Transform:
     kind: str
     """The window: `random_resized_crop` (torchvision's), `random_crop` (resize to a square of side `resize`, crop
     `size` at random), `center_crop` (short side to `resize`, crop the centre), `resize` (the whole image, aspect
-    not kept), `xray` (the centre square)."""
+    not kept), `xray` (the centre square, in gray)."""
     size: int
     """Side of the output in pixels."""
     resize: int | None = None
@@ -81,6 +81,11 @@ class Transform:
     def before_crop(self) -> int:
         """Side before the crop in pixels."""
         return self.size if self.resize is None else self.resize
+
+    @property
+    def gray(self) -> bool:
+        """Whether one channel is repeated to three, as the protocol has it for X-rays; colour becomes gray."""
+        return self.kind == "xray"
 
     @property
     def random(self) -> bool:

@@ -73,8 +73,8 @@ def test_mixed_images_are_evaluated_on_one_scale(mixed, backend):
     for i, picture in enumerate(found):
         opened = Image.open(io.BytesIO(mixed.record(i).tobytes()))
         deep = opened.mode == "I;16"
-        pixels = np.asarray(opened if deep else opened.convert("RGB"), np.float64) * (STEP if deep else 1)
-        planes = torch.from_numpy(pixels).expand(3, -1, -1) if deep else torch.from_numpy(pixels).permute(2, 0, 1)
+        pixels = np.asarray(opened if deep else opened.convert("L"), np.float64) * (STEP if deep else 1)
+        planes = torch.from_numpy(pixels).expand(3, -1, -1)
         height, width = planes.shape[1:]
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2

@@ -117,6 +117,7 @@ def by_torchvision(pack, name):
         elif name == "xray":
             side = min(image.shape[1:])
             top, left = (image.shape[1] - side) // 2, (image.shape[2] - side) // 2
+            image = reference.rgb_to_grayscale(image, num_output_channels=3)  # the protocol: one channel, repeated
             image = reference.resize(image[:, top : top + side, left : left + side], [224, 224], antialias=True)
         else:
             side = 128 if name == "bit small" else 480
@@ -272,6 +273,22 @@ def test_xray_matrices_are_the_inverse_of_torchvisions():
         )  # fmt: skip
         back = matrix @ np.array([*(turned + 50 + shift), 1])
         np.testing.assert_allclose(back, [12, 71], atol=1e-3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_x_rays_are_one_channel_repeated_and_normalized_each_by_its_own(photos, backend):
+    """Also of colour pictures, and with statistics that differ between the channels."""
+    mean, std = (0.1, 0.4, 0.7), (0.2, 0.3, 0.4)
+    for transform in (xray_eval(64), xray_train(64)):
+        plan = TrainPlan(np.arange(len(photos)), global_batch=16, seed=2)
+        batches = train_batches(photos, plan, replace(transform, mean=mean, std=std), last_step=1, backend=backend)
+        ((batch,),) = list(batches)
+        assert batch.images.shape == (16, 3, 64, 64)
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        values = batch.images * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
+        torch.testing.assert_close(values[:, 0], values[:, 1], atol=1e-6, rtol=0)
+        torch.testing.assert_close(values[:, 0], values[:, 2], atol=1e-6, rtol=0)
+        assert values.amax() > 0.5
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
