@@ -141,8 +141,8 @@ def test_every_superset_has_a_colour_a_place_and_a_bar_of_its_own(tmp_path):
     """The 15 supersets of the four X-ray sets, from two networks: 30 lines, 30 bars."""
     sets = ("nih", "padchest", "chexpert", "mimic")
     sources = ["_".join(some) for size in range(1, 5) for some in combinations(sets, size)]
-    lines = [line(50.0, dataset="tuberculosis", pretrained_model=f"{source}_{network.lower()}", network=network, shot=shot)
-             for source in sources for network in ("R50x1", "R152x4") for shot in ("1", "5", "full")]  # fmt: skip
+    lines = [line(50.0, dataset="tuberculosis", pretrained_model=f"{source}_{net.lower()}", network=net, shot=shot)
+             for source in sources for net in ("R50x1", "R152x4") for shot in ("1", "5", "full")]  # fmt: skip
     figures = report_figures.figures(*scored([write(tmp_path / "r.jsonl", lines)]))
     curves, bars = figures["figure7"].axes[0], figures["figure6"].axes[1]
     found = [bar[0] for bar in curves.containers]
