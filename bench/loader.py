@@ -166,6 +166,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not chosen:
         print(f"error: --only {options.only} matches none of {', '.join(known)}", file=sys.stderr)
         return 2
+    if min(options.batch, options.threads, options.turns, options.batches) < 1:
+        print("error: --batch, --threads, --turns and --batches are 1 or more", file=sys.stderr)
+        return 2
     try:
         with tempfile.TemporaryDirectory() as folder:
             how = {"batch": options.batch, "threads": options.threads, "transform": transform}

@@ -49,6 +49,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
     try:
         formats = _formats(arguments.format, FORMATS[arguments.command])
+        if arguments.out and arguments.out.exists() and not arguments.out.is_dir():
+            raise UserError(f"--out {arguments.out} is a file; name a folder")
         found = results.read(files(arguments.results))
         if arguments.command == "tables":
             tables(found, arguments.out, formats, arguments.published)
@@ -104,7 +106,7 @@ def figures(found: Sequence[results.Result], out: Path, formats: Sequence[str]) 
 
 
 def _formats(text: str, known: Sequence[str]) -> list[str]:
-    chosen = [name for name in text.split(",") if name]
+    chosen = [name for name in text.replace(" ", "").split(",") if name]
     if unknown := [name for name in chosen if name not in known]:
         raise UserError(f"--format {', '.join(unknown)} is not known; expected {' or '.join(known)}")
     if not chosen:

@@ -19,6 +19,8 @@ from engine.results import Score
 
 WIDTH, HEIGHT, LEGEND = 4.3, 3.5, 2.4
 """Of a panel, and of the legend beside all of them, inches."""
+BAR, AROUND = 0.18, 0.8
+"""Height that a bar needs, and that a panel of bars needs besides, inches."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ def draw(title: str, contents: Sequence[Content], layout: Layout) -> Figure:
     style = Style.of((cell for one in contents for cell in one.scores), layout)
     across = len(contents) if len(contents) < 4 else 2 if len(contents) == 4 else 4
     down = -(-len(contents) // across)
-    figure = Figure(figsize=(WIDTH * across + LEGEND, HEIGHT * down + 0.6), layout="constrained")
+    height = max([HEIGHT, *(BAR * len(one.scores) + AROUND for one in contents if one.kind == "full")])
+    figure = Figure(figsize=(WIDTH * across + LEGEND, height * down + 0.6), layout="constrained")
     panels = list(figure.subplots(down, across, squeeze=False).flat)
     for index, (axes, one) in enumerate(zip(panels, contents, strict=False)):
         if one.kind == "shots":

@@ -11,13 +11,16 @@ from engine.results import Score
 
 NATURAL = {"imagenet1k": "#E69F00", "imagenet21k": "#D55E00"}
 """The natural sources look alike in every figure."""
-COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#000000", "#999933", "#882255", "#332288", "#DDCC77", "#44AA99")
+COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#000000", "#999933", "#882255", "#332288", "#DDCC77", "#44AA99",
+           "#117733", "#AA4499", "#661100", "#6699CC", "#888888", "#F0E442")  # fmt: skip
 """For the others in turn. These are of the palettes of Okabe and Ito and of Tol, made for colour-blind readers too."""
 NETWORKS = (("o", "-", "", "#0072B2"), ("s", "--", "///", "#D55E00"), ("^", ":", "...", "#009E73"),
             ("D", "-.", "xx", "#CC79A7"))  # fmt: skip
 """Marker, line and hatch of the networks in turn, and their colour where colour does not tell the source."""
 DODGE = 0.05
 """Between neighbouring lines, of the distance between two numbers of shots: so that error bars are told apart."""
+WIDEST = 0.8
+"""Between the first and the last line, likewise; many lines move together rather than into the next number's place."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,12 @@ def draw_shots(axes: Any, scores: Mapping[Cell, Score], style: Style) -> None:
     """A line for each source and network: the score over training images of each class, full last."""
     shots = sorted({cell.shots for cell in scores}, key=by_shots)
     lines = dict.fromkeys((cell.source, cell.network) for cell in scores)
+    dodge = min(DODGE, WIDEST / len(lines))
     for index, pair in enumerate(lines):
         found = {cell.shots: (cell, score) for cell, score in scores.items() if (cell.source, cell.network) == pair}
         present = [number for number in shots if number in found]
         cell = found[present[0]][0]
-        at = [shots.index(number) + DODGE * (index - (len(lines) - 1) / 2) for number in present]
+        at = [shots.index(number) + dodge * (index - (len(lines) - 1) / 2) for number in present]
         _errorbar(axes, at, [found[number][1] for number in present], style.label(cell), style.line(cell))
     axes.set(
         xticks=range(len(shots)),

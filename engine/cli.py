@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import textwrap
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
 from omegaconf import OmegaConf
@@ -17,7 +19,7 @@ from engine.configure import explain, load, recipes, to_yaml, variants
 from engine.launch import detect_launch
 from loaders.errors import UserError
 
-USAGE_ERROR, INTERRUPTED = 2, 130
+USAGE_ERROR, INTERRUPTED, UNREAD = 2, 130, 141
 Settings = TypeVar("Settings")
 
 
@@ -36,6 +38,18 @@ def parser(program: str, schema: type, about: str) -> argparse.ArgumentParser:
     return result
 
 
+@contextmanager
+def _to_its_reader() -> Iterator[None]:
+    """Around what prints for people: `… | head` ends it without a word, as it ends other programs."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        sys.exit(UNREAD)
+
+
+@_to_its_reader()
 def list_recipes(kind: str) -> None:
     """Print name and purpose of each recipe."""
     for name, path in recipes(kind).items():
@@ -49,10 +63,11 @@ def print_config(schema: type[Settings], recipe: str, overrides: list[str], kind
 
 
 def guard(body: Callable[[], None]) -> None:
-    """Run something that needs no other rank; unusable input ends it with one message and code 2."""
+    """Run something that needs no other rank; unusable input or places end it with one message and code 2."""
     try:
-        body()
-    except UserError as error:
+        with _to_its_reader():
+            body()
+    except (UserError, OSError) as error:
         _say(f"error: {error}")
         sys.exit(USAGE_ERROR)
 

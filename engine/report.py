@@ -8,7 +8,8 @@ from pathlib import Path
 
 from engine import cli
 from engine.fewshot import in_words
-from engine.results import Result, Score, read, score
+from engine.results import Result, Score, read, score, whole
+from loaders.errors import UserError
 
 ABOUT = """Mean and sample standard deviation over seeds, for each target, source of the weights, and number of shots.
 
@@ -58,10 +59,25 @@ def label(source: str) -> str:
 
 
 def plot(tables: Mapping[tuple[str, str], Mapping[str, Mapping[str, Score]]], picture: Path) -> None:
-    """One panel for each target: the metric over the shots, a line for each source."""
+    """One panel for each target: the metric over the shots, a line for each source, the same in all panels.
+
+    UserError for a name that does not end as pictures do.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(0.8 + 4.2 * len(tables), 3.6), layout="constrained")
+    figure = Figure(figsize=(3.3 + 4.2 * len(tables), 3.6), layout="constrained")
+    kind = picture.suffix.lower().removeprefix(".")
+    if kind not in figure.canvas.get_supported_filetypes():
+        raise UserError(f"--plot {picture} does not end as a picture does; expected such as .png, .svg or .pdf")
+    sources = list(dict.fromkeys(source for table in tables.values() for source in table))
+    look = {
+        source: {
+            "color": f"C{index % 10}",
+            "linestyle": ("-", "--", ":", "-.")[index // 10 % 4],
+            "label": label(source),
+        }
+        for index, source in enumerate(sources)
+    }
     panels = figure.subplots(1, len(tables), squeeze=False)[0]
     for axes, ((dataset, metric), table) in zip(panels, tables.items(), strict=True):
         columns = all_shots(table)
@@ -69,12 +85,15 @@ def plot(tables: Mapping[tuple[str, str], Mapping[str, Mapping[str, Score]]], pi
             at = [index for index, shots in enumerate(columns) if shots in by_shots]
             found = [by_shots[columns[index]] for index in at]
             spread = [score.deviation or 0.0 for score in found]
-            axes.errorbar(at, [score.mean for score in found], spread, marker="o", capsize=3, label=label(source))
+            axes.errorbar(at, [score.mean for score in found], spread, marker="o", capsize=3, **look[source])
         axes.set(xticks=range(len(columns)), xticklabels=columns, xlabel="training images per class")
         axes.set(ylabel=METRICS.get(metric, metric), title=dataset)
         axes.grid(alpha=0.3)
-    panels[0].legend()
-    figure.savefig(picture, dpi=110)
+    shown = [axes.get_legend_handles_labels() for axes in panels]
+    entries = {name: handle for handles, names in shown for handle, name in zip(handles, names, strict=True)}
+    figure.legend(entries.values(), entries.keys(), loc="outside right upper", fontsize=8, frameon=False)
+    with whole(picture) as temporary:
+        figure.savefig(temporary, format=kind, dpi=110)
 
 
 def report(results: Sequence[str | Path], picture: Path | None = None) -> str:
@@ -84,7 +103,6 @@ def report(results: Sequence[str | Path], picture: Path | None = None) -> str:
     for target in dict.fromkeys((result.dataset, result.metric) for result in found):
         tables[target] = scores([result for result in found if (result.dataset, result.metric) == target])
     if picture is not None:
-        picture.parent.mkdir(parents=True, exist_ok=True)
         plot(tables, picture)
     return "\n\n".join(text(f"{dataset}: {METRICS.get(metric, metric)}", t) for (dataset, metric), t in tables.items())
 

@@ -90,7 +90,7 @@ def read(paths: Iterable[str | Path]) -> list[Result]:
         if not path.is_file():
             raise UserError(f"there are no results at {path}; engine.finetune appends them to results=…")
         try:
-            content = path.read_text()
+            content = path.read_text(encoding="utf-8-sig")  # spreadsheets begin a CSV with a mark
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not text; expected our JSONL or the published CSV") from error
         for result in _read_csv(path, content) if path.suffix.lower() == ".csv" else _read_jsonl(path, content):
@@ -106,13 +106,14 @@ def _read_jsonl(path: Path, content: str) -> Iterator[Result]:
     for number, text in enumerate(lines, 1):
         try:
             line = json.loads(text)
-            missing = [name for name in NEEDED if name not in line]
-        except (ValueError, TypeError) as error:
-            if number == len(lines) and not content.endswith("\n") and isinstance(error, json.JSONDecodeError):
+        except ValueError as error:
+            if number == len(lines) and not content.endswith("\n"):
                 print(f"warning: {path}, line {number}: cut off, left out", file=sys.stderr)
                 return
             raise UserError(f"{path}, line {number}: not a line of results ({error})") from error
-        if missing:
+        if not isinstance(line, dict):
+            raise UserError(f"{path}, line {number}: not a line of results, which is an object in braces")
+        if missing := [name for name in NEEDED if line.get(name) is None]:
             raise UserError(f"{path}, line {number}: a result lacks {', '.join(missing)}")
         yield _result(line, f"{path}, line {number}", line.get("network"), float)
 

@@ -224,13 +224,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     command.add_argument("--force", action="store_true", help="replace TO where it exists")
     given = parser.parse_args(argv)
 
-    def run() -> None:
-        try:
-            print(summary(given.target, convert(given.source, given.target, given.to, force=given.force)))
-        except OSError as error:  # a file or folder that may not be read
-            raise UserError(str(error)) from error
-
-    cli.guard(run)
+    cli.guard(lambda: print(summary(given.target, convert(given.source, given.target, given.to, force=given.force))))
 
 
 if __name__ == "__main__":

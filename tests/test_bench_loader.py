@@ -46,6 +46,9 @@ def test_what_cannot_be_measured(tmp_path, capsys):
     assert loader.main([str(tmp_path / "absent"), "--only", "host"]) == 2
     assert loader.main([str(tmp_path), "--only", "nobody"]) == 2
     assert capsys.readouterr().err.count("error: ") == 2
+    for word in ("--batch", "--threads", "--turns", "--batches"):
+        assert loader.main([str(tmp_path), word, "0"]) == 2
+        assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_a_small_index(tmp_path):

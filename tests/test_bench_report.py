@@ -302,7 +302,7 @@ def test_a_folder_is_its_files_and_the_program_runs_as_a_file(tmp_path):
         (["tables", "empty"], "no results in empty"),
         (["figures", "good.jsonl", "--format", "png,gif"], "gif is not known; expected png or svg"),
         (["tables", "good.jsonl", "--format", ","], "names nothing"),
-        (["tables", "good.jsonl", "--out", "other.csv"], "other.csv"),
+        (["tables", "good.jsonl", "--out", "other.csv"], "--out other.csv is a file; name a folder"),
     ],
 )
 def test_bad_input_ends_with_one_line_and_code_2(tmp_path, monkeypatch, capsys, words, said):

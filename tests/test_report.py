@@ -1,8 +1,12 @@
 import csv
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
 from engine import report
 from loaders.errors import UserError
@@ -76,3 +80,42 @@ def test_what_is_not_a_results_file_is_refused(tmp_path, content, said):
         (tmp_path / "r.jsonl").write_text(content)
     with pytest.raises(UserError, match=said):
         report.report([tmp_path / "r.jsonl"])
+
+
+def test_a_source_looks_alike_in_all_panels_and_in_the_legend(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, place, **_: (place.touch(), drawn.append(figure)))
+    lines = [line(50.0, pretrained_model="first"), line(60.0, pretrained_model="both"),
+             line(80.0, dataset="chest", pretrained_model="both"),
+             line(70.0, dataset="chest", pretrained_model="last")]  # fmt: skip
+    report.report([write(tmp_path / "r.jsonl", lines)], tmp_path / "r.png")
+    panels = [
+        {bars.get_label(): to_hex(bars.lines[0].get_color()) for bars in axes.containers} for axes in drawn[0].axes
+    ]
+    entries = zip(drawn[0].legends[0].get_texts(), drawn[0].legends[0].legend_handles, strict=True)
+    legend = {text.get_text(): to_hex(handle.get_edgecolor()[0]) for text, handle in entries}
+    assert [sorted(panel) for panel in panels] == [["pre-trained: both", "pre-trained: first"],
+                                                   ["pre-trained: both", "pre-trained: last"]]  # fmt: skip
+    assert panels[0] | panels[1] == panels[1] | panels[0] == legend
+    assert len(set(legend.values())) == 3
+
+
+@pytest.mark.parametrize("picture", ["r.jsonl/r.png", "r.xyz", "", "/proc/r.png"])
+def test_a_place_where_no_picture_can_be_ends_with_one_line_and_code_2(tmp_path, monkeypatch, capsys, picture):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "r.jsonl", [line(1.0)])
+    with pytest.raises(SystemExit) as ended:
+        report.main(["r.jsonl", "--plot", picture])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_a_reader_that_leaves_ends_a_command_without_a_word(tmp_path):
+    """As `… | head` does, where more is printed than a pipe holds."""
+    lines = [line(1.0, dataset=f"target{k}" + "x" * 1000) for k in range(500)]
+    command = [sys.executable, "-m", "engine.report", write(tmp_path / "r.jsonl", lines)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
+        assert program.stdout.readline().startswith("target0x")
+        program.stdout.close()
+        assert (program.stderr.read(), program.wait()) == ("", 141)

@@ -1,3 +1,5 @@
+from itertools import combinations, pairwise
+
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -133,3 +135,21 @@ def test_a_score_that_is_no_number_is_not_drawn(tmp_path):
     lines = [line(float("nan"), dataset="mine", shot="5"), line(2.0, dataset="mine", shot="5", pretrained_model="b")]
     figures = report_figures.figures(*scored([write(tmp_path / "r.jsonl", lines)]))
     assert len(figures["target_mine"].axes[0].containers) == 1
+
+
+def test_every_superset_has_a_colour_a_place_and_a_bar_of_its_own(tmp_path):
+    """The 15 supersets of the four X-ray sets, from two networks: 30 lines, 30 bars."""
+    sets = ("nih", "padchest", "chexpert", "mimic")
+    sources = ["_".join(some) for size in range(1, 5) for some in combinations(sets, size)]
+    lines = [line(50.0, dataset="tuberculosis", pretrained_model=f"{source}_{net.lower()}", network=net, shot=shot)
+             for source in sources for net in ("R50x1", "R152x4") for shot in ("1", "5", "full")]  # fmt: skip
+    figures = report_figures.figures(*scored([write(tmp_path / "r.jsonl", lines)]))
+    curves, bars = figures["figure7"].axes[0], figures["figure6"].axes[1]
+    found = [bar[0] for bar in curves.containers]
+    assert len(found) == 30 and len({curve.get_color() for curve in found}) == 15
+    for curve in found:
+        assert np.abs(curve.get_xdata() - np.arange(3)).max() < 0.5  # beside its own tick, and within the panel
+    canvas = FigureCanvasAgg(figures["figure6"])
+    canvas.draw()
+    boxes = [label.get_window_extent(canvas.get_renderer()) for label in bars.get_yticklabels()]
+    assert len(boxes) == 30 and not any(one.overlaps(other) for one, other in pairwise(boxes))

@@ -133,6 +133,9 @@ def test_a_last_line_that_was_cut_off_is_left_out_and_said(tmp_path, capsys):
         ("a.csv", f"{HEAD}\n{ROW}\n0.5,test/acc\n", "line 3: a result lacks seed"),
         ("a.jsonl", line("high"), "line 1: a number"),
         ("a.jsonl", line(1.0, seed="first"), "line 1: a number"),
+        ("a.jsonl", line(1.0, dataset=None), "line 1: a result lacks dataset"),
+        ("a.jsonl", json.dumps(f"a text with {HEAD}") + "\n", "line 1: not a line of results"),
+        ("a.jsonl", "3\n", "line 1: not a line of results"),
         ("a.jsonl", b"\x89PNG\xff", "not text"),
     ],
 )
@@ -141,3 +144,11 @@ def test_what_is_no_result_is_refused_with_its_place(tmp_path, name, content, sa
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=said):
         results.read([path])
+
+
+def test_files_that_went_through_a_spreadsheet_or_windows_are_read(tmp_path):
+    """A byte order mark, and lines that end in CR LF."""
+    (tmp_path / "a.csv").write_bytes(f"\ufeff{HEAD}\r\n{ROW}\r\n".encode())
+    (tmp_path / "b.jsonl").write_bytes(f"\ufeff{line(20.0)}".replace("\n", "\r\n").encode())
+    found = results.read([tmp_path / "a.csv", tmp_path / "b.jsonl"])
+    assert [(result.value, result.last_step) for result in found] == [(50.0, 500), (20.0, None)]
