@@ -55,6 +55,21 @@ def test_all_combinations_with_a_targets_own_in_place_of_the_sweeps(file):
     assert {run.config.rule.steps for run in runs} == {2}
 
 
+@pytest.mark.parametrize("name", ["007", "on", "null", "a #b", "[x"])
+def test_names_are_taken_as_they_are(file, tmp_path, name):
+    """A run whose line of results has another name than its target would be done again for ever."""
+    target = yaml.safe_load(file().read_text())["targets"]["high"]
+    place = str(tmp_path / "a #b")
+    runs = sweep_file.read(file(targets={name: target}, checkpoints={5: "random"}, folder=place)).runs
+    assert {(run.target, run.config.data.name, run.config.source) for run in runs} == {(name, name, "5")}
+    assert {run.config.results for run in runs} == {f"{place}/results.jsonl"}
+
+
+def test_what_is_named_twice_runs_once(file):
+    runs = sweep_file.read(file(shots=[1, "1", 1], seeds=[0, 0])).runs
+    assert len(runs) == len({run.key for run in runs})
+
+
 def test_a_sweep_runs_and_goes_on_where_it_stopped(file, tmp_path, capsys):
     path = file(seeds=[0])
     found = tmp_path / "study" / "results.jsonl"
@@ -147,7 +162,12 @@ def test_a_run_that_diverges_does_not_end_the_others(file, capsys, monkeypatch):
      ({"targets": {"a": {"train": "x.h5", "test": "y.h5"}}}, "no pack at x.h5"),
      ({"targets": {"a": "x.h5"}}, "expected keys such as train"), ({"targets": ["a"]}, "expected a name and a value"),
      ({"shots": [0]}, "shots=0"), ({"shots": ["few"]}, "shots=few"), ({"seeds": ["x"]}, "seed"),
-     ({"set": {"lr": 0, "model": "R8x0.25-8px"}}, "lr=0"), ({"set": {"rule": {"step": 1}}}, "rule.steps")],
+     ({"set": {"lr": 0, "model": "R8x0.25-8px"}}, "lr=0"), ({"set": {"rule": {"step": 1}}}, "rule.steps"),
+     ({"set": {"rule": {"steps": 0}}}, "rule.steps=0"), ({"set": {"data": {"size": -1}}}, "data.size=-1"),
+     ({"shots": ["²"]}, "shots=²"), ({"seeds": [-1]}, "seed=-1"), ({"seeds": [True]}, "True is not a whole number"),
+     ({"seeds": []}, "nothing would run"), ({"set": ["lr=3"]}, "expected settings"),
+     ({"set": {"shots": 7}}, "say it with shots: …"), ({"set": {"data": {"name": "x"}}}, "say it with targets: …"),
+     ({"targets": {"a": {"train": 5, "test": 5}}}, "expected the file of a pack")],
 )  # fmt: skip
 def test_a_sweep_that_cannot_run_does_not_start(file, tmp_path, capsys, changes, said):
     code, _, error = run(capsys, file(**changes))
