@@ -98,6 +98,13 @@ class AgcSgdConfig:
         _one_of("optim.standardize", self.standardize, ("auto", "optimizer", "network"))
         if self.standardize == "optimizer" and self.implementation == "foreach":
             raise UserError("optim.standardize=optimizer needs the fused optimizer; choose optim.implementation=fused")
+        for key in ("momentum", "weight_decay"):
+            if not getattr(self, key) >= 0:
+                raise UserError(f"optim.{key}={getattr(self, key)}: must be 0 or more")
+        if self.nesterov and self.momentum == 0:
+            raise UserError("optim.nesterov=true needs a momentum; for plain SGD set optim.nesterov=false too")
+        if self.clipping is not None:
+            _positive("optim.clipping", self.clipping)
         _positive("optim.eps", self.eps)
 
 
@@ -214,8 +221,6 @@ class TargetConfig:
         for key in ("size", "resize", "threads", "prefetch"):
             if getattr(self, key) is not None:
                 _positive(f"data.{key}", getattr(self, key))
-        if self.size and self.resize and self.resize < self.size:
-            raise UserError(f"data.resize={self.resize} is less than data.size={self.size}; nothing could be cropped")
         _one_of("data.augment", self.augment, ("crop", "xray"))
         _one_of("data.metric", self.metric, ("auto", "mean_auc"))
         _one_of("data.normalize", self.normalize, ("auto", *NORMALIZE))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import subprocess
@@ -86,14 +87,18 @@ def done(path: Path) -> dict[tuple, str]:
     """Identity → fingerprint of the settings, of each run that a results file holds."""
     if not path.exists():
         return {}
-    found = {}
-    for line in path.read_text().splitlines():
+    content, found = path.read_bytes(), {}
+    for number, line in enumerate(lines := content.splitlines(), 1):
         try:
             result = json.loads(line)
-            key = tuple(result[name] for name in ("dataset", "pretrained_model", "shot", "seed"))
-        except (ValueError, KeyError, TypeError):  # the line that a killed run was writing, or somebody else's
-            continue
-        found[key] = result.get("settings", "")
+            found[tuple(result[name] for name in ("dataset", "pretrained_model", "shot", "seed"))] = result["settings"]
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines) and not content.endswith(b"\n"):  # the line that a killed run was writing
+                break
+            raise UserError(
+                f"{path}, line {number} is no result of engine.finetune; give the sweep a folder of its own, or take "
+                "that line away"
+            ) from error
     return found
 
 
@@ -143,8 +148,11 @@ def _scored(line: dict) -> str:
 
 
 def collect(sweep: sweep_file.Sweep) -> None:
-    """Write what there is of results as CSV."""
-    if sweep.results.exists():
+    """Write what there is of results as CSV; processes that end at the same moment wait for each other."""
+    if not sweep.results.exists() or not sweep.results.stat().st_size:
+        return
+    with open(sweep.results, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         results.write_csv(results.read([sweep.results]), sweep.results.with_suffix(".csv"))
 
 
@@ -161,7 +169,13 @@ def spread(sweep: sweep_file.Sweep, mine: Share, workers: int) -> int:
         part = mine.part(k, workers)
         command = [sys.executable, "-m", "engine.sweep", str(sweep.path), "--share", f"{part.index}/{part.count}"]
         children.append(subprocess.Popen(command, env=env))
-    codes = [child.wait() for child in children]
+    try:
+        codes = [child.wait() for child in children]
+    finally:  # interrupted: none goes on unseen
+        for child in children:
+            child.terminate()
+        for child in children:
+            child.wait()
     collect(sweep)
     return max(codes, key=abs)
 

@@ -1,5 +1,6 @@
 import json
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -136,6 +137,39 @@ def test_results_of_other_settings_are_not_taken_for_these(file, tmp_path, capsy
     assert code == 2
     assert "first → high, 1 shot, seed 0 with other settings" in said
     assert (tmp_path / "study" / "results.jsonl").read_text() == before
+
+
+def test_results_of_another_program_are_told_before_anything_runs(file, tmp_path, capsys):
+    path = file(seeds=[0], shots=1)
+    (tmp_path / "study").mkdir()
+    for text in ('{"loss": 1}\n', "hello\n", '{"dataset": [], "pretrained_model": 1, "shot": 1, "seed": 0}\n'):
+        (tmp_path / "study" / "results.jsonl").write_text(text)
+        code, _, said = run(capsys, path)
+        assert code == 2
+        assert "line 1 is no result of engine.finetune" in said
+        assert (tmp_path / "study" / "results.jsonl").read_text() == text
+
+
+def test_processes_that_end_at_the_same_moment_write_one_table(file, tmp_path, capsys):
+    path = file(seeds=[0], shots=1)
+    assert run(capsys, path)[0] == 0
+    text = f"from pathlib import Path; from engine import sweep, sweep_file; s = sweep_file.read(Path({str(path)!r}))\n"
+    text += "for _ in range(300): sweep.collect(s)"
+    both = [subprocess.Popen([sys.executable, "-c", text], cwd=ROOT) for _ in range(2)]
+    assert [each.wait(timeout=60) for each in both] == [0, 0]
+    assert len(results.read([tmp_path / "study" / "results.csv"])) == 3
+
+
+def test_an_interrupted_sweep_leaves_no_workers_behind(file):
+    """Its own output ends only when the last process that holds it does."""
+    path = file(set={"model": "R8x0.25-8px", "rule": {"steps": 100_000}})
+    command = [sys.executable, "-m", "engine.sweep", str(path), "--workers", "2"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for _ in range(2):
+        assert "runs" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    assert "interrupted" in process.communicate(timeout=60)[0]
+    assert process.returncode == 130
 
 
 def test_a_run_that_diverges_does_not_end_the_others(file, capsys, monkeypatch):
