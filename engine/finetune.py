@@ -120,8 +120,8 @@ def _check_writable(path: Path) -> None:
     """Before anything is trained: a result that cannot be written is lost."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab"):
-            pass
+        with open(path, "ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # not every network file system can
     except OSError as error:
         raise UserError(f"results={path} cannot be written: {error.strerror}; name another file") from error
 
