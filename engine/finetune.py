@@ -38,7 +38,7 @@ def finetune(config: FinetuneConfig, comm: Communicator, *, quiet: bool = False)
     with comm.together():
         parts, plan = transfer.finetuning(config, comm)
         if comm.leads:
-            _check_writable(Path(config.results))
+            check_writable(Path(config.results))
     folder = Path(config.folder) if config.folder else None
     log = metrics.MetricLog(folder) if folder and comm.leads else None
     progress = hooks.Progress(0, plan.times.total_steps, config.batch, speaks)
@@ -116,8 +116,8 @@ def fingerprint(config: FinetuneConfig) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _check_writable(path: Path) -> None:
-    """Before anything is trained: a result that cannot be written is lost."""
+def check_writable(path: Path) -> None:
+    """UserError where no line can be appended: asked before anything is trained, or its result would be lost."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab") as file:

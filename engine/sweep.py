@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from engine import cli, fewshot, results, sweep_file
-from engine.comm import Communicator, SharedError
-from engine.finetune import finetune, fingerprint
+from engine.comm import Communicator
+from engine.finetune import check_writable, finetune, fingerprint
 from engine.launch import Launch, detect_launch
 from engine.sweep_file import Run
 from loaders.errors import UserError
@@ -38,7 +38,7 @@ columns. The same command again does only the runs that are missing. Tables and 
   checkpoints: {imagenet21k_r50x1: runs/imagenet21k_r50x1, bit_m: BiT-M-R50x1.npz, random: random}
   shots: [1, 5, 10, 100, full]      # default: full
   seeds: [0, 1, 2, 3, 4]            # default: these
-  set: {precision: bf16}            # settings of engine.finetune for every run
+  set: {precision: bf16, model: R50x1}   # settings of engine.finetune for every run; random has to know its network
   targets:
     pets: {train: pets-train.h5, test: pets-test.h5}     # the recipe is the target's name, unless it says another
     chest:
@@ -117,6 +117,8 @@ def missing(sweep: sweep_file.Sweep) -> list[Run]:
 def work(sweep: sweep_file.Sweep, mine: Share, launch: Launch) -> int:
     """Do this process's share of the runs that are missing; the exit code."""
     todo = missing(sweep)
+    if todo:
+        check_writable(sweep.results)
     wanted = {run.key for run in todo}
     chosen = [run for run in mine.of(sweep.runs) if run.key in wanted]
     here = f" of which this process does {len(chosen)}" if mine.count > 1 else ""
@@ -127,7 +129,7 @@ def work(sweep: sweep_file.Sweep, mine: Share, launch: Launch) -> int:
         try:
             line = finetune(run.config, comm, quiet=True)
             said = _scored(line)
-        except SharedError as error:  # this one diverged; the others need not suffer
+        except UserError as error:  # this one diverged, or its images are damaged; the others need not suffer
             failed.append(run)
             said = f"failed: {error}"
         now = time.perf_counter()

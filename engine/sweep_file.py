@@ -12,7 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from engine import configure, feed, fewshot
+from engine import configure, family, feed, fewshot
 from engine.config import FinetuneConfig
 from loaders.errors import UserError, shorten
 from loaders.shard import Pack
@@ -101,6 +101,10 @@ def _runs(name: str, target: Mapping, sweep: Mapping, results: Path, path: Path)
     for checkpoint in names:
         if checkpoint not in sweep["checkpoints"]:
             raise UserError(f"{where}: no checkpoint {checkpoint!r}; there are {shorten(list(sweep['checkpoints']))}")
+        if config.model is None and str(sweep["checkpoints"][checkpoint]) == "random":
+            raise UserError(f"{where}: random weights of which network? Say it under set:, as model: …")
+    if config.model is not None:
+        family.member(config.model)
     seeds = _distinct(_list(chosen.get("seeds", [0, 1, 2, 3, 4])))
     if wrong := [seed for seed in seeds if type(seed) is not int]:
         raise UserError(f"{where}: seeds: {wrong[0]!r} is not a whole number")

@@ -10,6 +10,7 @@ import yaml
 from engine import results, sweep, sweep_file
 from engine.comm import SharedError
 from engine.configure import recipes
+from loaders.errors import UserError
 from loaders.writer import Record, ShardWriter, new_attributes
 from tests.conftest import ROOT
 from tests.pictures import encoded, photo
@@ -172,12 +173,20 @@ def test_an_interrupted_sweep_leaves_no_workers_behind(file):
     assert process.returncode == 130
 
 
-def test_a_run_that_diverges_does_not_end_the_others(file, capsys, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_told_before_anything_runs(file, tmp_path, capsys):
+    (tmp_path / "taken").write_text("")
+    code, said, error = run(capsys, file(seeds=[0], shots=1, folder=str(tmp_path / "taken")))
+    assert code == 2
+    assert "results.jsonl cannot be written" in error and "[1/" not in said
+
+
+@pytest.mark.parametrize("kind", [SharedError, UserError])
+def test_a_run_that_diverges_does_not_end_the_others(file, capsys, monkeypatch, kind):
     whole = sweep.finetune
 
     def one_fails(config, comm, **how):
         if config.source == "first":
-            raise SharedError("the loss is nan")
+            raise kind("the loss is nan")
         return whole(config, comm, **how)
 
     monkeypatch.setattr(sweep, "finetune", one_fails)
@@ -201,7 +210,8 @@ def test_a_run_that_diverges_does_not_end_the_others(file, capsys, monkeypatch):
      ({"shots": ["²"]}, "shots=²"), ({"seeds": [-1]}, "seed=-1"), ({"seeds": [True]}, "True is not a whole number"),
      ({"seeds": []}, "nothing would run"), ({"set": ["lr=3"]}, "expected settings"),
      ({"set": {"shots": 7}}, "say it with shots: …"), ({"set": {"data": {"name": "x"}}}, "say it with targets: …"),
-     ({"targets": {"a": {"train": 5, "test": 5}}}, "expected the file of a pack")],
+     ({"targets": {"a": {"train": 5, "test": 5}}}, "expected the file of a pack"), ({"set": {}}, "of which network"),
+     ({"set": {"model": "R50x5"}}, "no network is called 'R50x5'")],
 )  # fmt: skip
 def test_a_sweep_that_cannot_run_does_not_start(file, tmp_path, capsys, changes, said):
     code, _, error = run(capsys, file(**changes))
