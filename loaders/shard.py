@@ -204,14 +204,9 @@ class Pack:
             return cls(_open_set(Path(path), alone), Path(path), labels)
         if not path:
             raise UserError("no pack was named")
-        if not isinstance(path, Sequence) or not all(isinstance(p, str | Path) for p in path):
-            raise UserError(f"{path!r} is no pack; expected a file, or a list of files: [a.h5,b.h5]")
+        superset.check_files(path)
         shards = [shard for p in path for shard in _open_set(Path(p), alone)]
-        seen: set[Path] = set()
-        for file in (shard.path.resolve() for shard in shards):
-            if file in seen:
-                raise UserError(f"{file} is named twice; its images would count twice. Name each pack once")
-            seen.add(file)
+        superset.check_distinct(shards)
         return cls(shards, shards[0].path, superset.common_labels(shards) if labels is None else labels)
 
     def __reduce__(self):
