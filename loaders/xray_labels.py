@@ -116,6 +116,10 @@ def read_labels(name: str, folder: Path, file: Path | None = None, metadata: Pat
     if name == "mimic":  # a study without images
         there = table["dicom_id"].notna().to_numpy()
         table, labels = table[there], labels[there]
+    if name == "nih":  # a finding spelt otherwise would be read as absent
+        said = set("|".join(table["Finding Labels"].unique()).split("|"))
+        if strange := sorted(said - {*names, "No Finding"}):
+            raise UserError(f"label file {place}: the finding {strange[0]!r} is none of {', '.join(names)}")
     if name == "padchest":
         order = _file_order(table["ImageID"], Path(place))
         kept = [k for k, label in enumerate(names) if label != _TUBE]
