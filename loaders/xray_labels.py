@@ -118,7 +118,7 @@ def read_labels(name: str, folder: Path, file: Path | None = None, metadata: Pat
         table, labels = table[there], labels[there]
     if name == "nih":  # a finding spelt otherwise would be read as absent
         said = set("|".join(table["Finding Labels"].unique()).split("|"))
-        if strange := sorted(said - {*names, "No Finding"}):
+        if strange := sorted(said - {*names, "No Finding", ""}):
             raise UserError(f"label file {place}: the finding {strange[0]!r} is none of {', '.join(names)}")
     if name == "padchest":
         order = _file_order(table["ImageID"], Path(place))
