@@ -90,6 +90,7 @@ def start(
     runs, unusable = [], None
     try:
         runs = [load(schema, recipe, chosen, kind) for chosen in variants(overrides, several)]
+        _check_folders([run.folder for run in runs if run.folder])
     except UserError as error:
         unusable = error
     try:
@@ -110,13 +111,22 @@ def start(
     except (UserError, OSError) as error:
         _fail_alone(comm, f"error: {error}", USAGE_ERROR)
     except KeyboardInterrupt:
-        _fail_alone(comm, "interrupted; run the same command again to go on from the newest checkpoint", INTERRUPTED)
+        again = " to go on from the newest checkpoint" if kind == "pretrain" else ""
+        _fail_alone(comm, f"interrupted; run the same command again{again}", INTERRUPTED)
     except Exception:
         _fail_alone(comm, traceback.format_exc(), 1)
     else:
         code = 0
     comm.close()
     sys.exit(code)
+
+
+def _check_folders(folders: list[str]) -> None:
+    if len(set(folders)) < len(folders):
+        raise UserError(
+            f"{len(folders)} runs would write into folder={folders[0]}, each over the one before; say, in quotes, "
+            "'folder=runs/${shots}-${seed}' or the like"
+        )
 
 
 def _fail_alone(comm: Communicator, message: str, code: int) -> NoReturn:

@@ -98,6 +98,13 @@ class AgcSgdConfig:
         _one_of("optim.standardize", self.standardize, ("auto", "optimizer", "network"))
         if self.standardize == "optimizer" and self.implementation == "foreach":
             raise UserError("optim.standardize=optimizer needs the fused optimizer; choose optim.implementation=fused")
+        for key in ("momentum", "weight_decay"):
+            if not getattr(self, key) >= 0:
+                raise UserError(f"optim.{key}={getattr(self, key)}: must be 0 or more")
+        if self.nesterov and self.momentum == 0:
+            raise UserError("optim.nesterov=true needs a momentum; for plain SGD set optim.nesterov=false too")
+        if self.clipping is not None:
+            _positive("optim.clipping", self.clipping)
         _positive("optim.eps", self.eps)
 
 
@@ -211,6 +218,9 @@ class TargetConfig:
 
     def __post_init__(self) -> None:
         _check_reading(self)
+        for key in ("size", "resize", "threads", "prefetch"):
+            if getattr(self, key) is not None:
+                _positive(f"data.{key}", getattr(self, key))
         _one_of("data.augment", self.augment, ("crop", "xray"))
         _one_of("data.metric", self.metric, ("auto", "mean_auc"))
         _one_of("data.normalize", self.normalize, ("auto", *NORMALIZE))
@@ -223,6 +233,12 @@ class RuleConfig:
 
     steps: int | None = None  # milestones and warm-up keep their share of the length
     mixup: float | None = None  # alpha of MixUp's beta distribution; 0: off
+
+    def __post_init__(self) -> None:
+        if self.steps is not None:
+            _positive("rule.steps", self.steps)
+        if self.mixup is not None and not self.mixup >= 0:
+            raise UserError(f"rule.mixup={self.mixup}: must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -255,5 +271,7 @@ class FinetuneConfig:
         _one_of("device", self.device, ("auto", "cpu", "cuda"))
         for key in ("batch", "lr", "accumulate", "log_every"):
             _positive(key, getattr(self, key))
-        if self.shots != "full" and not (self.shots.isdigit() and int(self.shots) > 0):
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed={self.seed}: must be 0 or more, and less than 2**32")
+        if self.shots != "full" and not (self.shots.isdecimal() and int(self.shots) > 0):
             raise UserError(f"shots={self.shots}: must be a number of images per class, or full")

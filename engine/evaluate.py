@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from engine.comm import Communicator
+from engine.comm import Communicator, SharedError
 from engine.objective import Objective
 from engine.precision import Precision
 from loaders.batches import Batch
@@ -32,6 +33,7 @@ def evaluate(
     Returns loss, images, and top1 for one label per image, or mean_auc for a vector of labels (unknown: NaN) with
     auc_classes, the number of labels it is the mean of: a label without both a positive and a negative has no AUC.
     `mean_auc` asks for it of single labels too: of each class against the others, by its softmax probability.
+    SharedError where the loss is no finite number.
     """
     model.eval()
     sums: torch.Tensor | None = None
@@ -52,6 +54,11 @@ def evaluate(
     if sums is None:
         raise AssertionError("an evaluation plan gives each rank at least one batch")
     total, count, hits, images = comm.sum_(sums.cpu(), "evaluate").tolist()
+    if not math.isfinite(total):  # of all ranks, so that all stop
+        raise SharedError(
+            f"the loss on the test set is {total}: training has diverged, and there is nothing to score. Lower the "
+            "learning rate (optim.base_lr; lr in fine-tuning), or train in bf16 or fp32"
+        )
     result = {"loss": total / max(count, 1.0), "images": images}
     if single:
         result["top1"] = 100.0 * hits / images

@@ -107,7 +107,12 @@ def check_labels(pack: Pack, num_classes: int) -> None:
 
 def check_same_classes(train: Pack, other: Pack) -> None:
     """UserError unless both packs number the same classes alike."""
-    if list(train.class_names) != list(other.class_names) or train.labels.ndim != other.labels.ndim:
+    if train.labels.ndim != other.labels.ndim:
+        single, vector = (train, other) if train.labels.ndim == 1 else (other, train)
+        raise UserError(
+            f"{single.path} has one class per image and {vector.path} label vectors; one cannot be scored on the other"
+        )
+    if list(train.class_names) != list(other.class_names):
         only = sorted(set(other.class_names) ^ set(train.class_names))[:5]
         raise UserError(
             f"{other.path} does not have the classes of {train.path}: {len(other.class_names)} against "

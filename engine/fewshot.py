@@ -51,7 +51,7 @@ def oversample(labels: np.ndarray, ids: np.ndarray, seed: int) -> np.ndarray:
     """
     ids = np.asarray(ids, dtype=np.int64)
     own = np.asarray(labels)[ids]
-    _check_classes(own, "oversampling")
+    _check_classes(own, "oversampling", "data.oversample=false")
     most = np.bincount(own).max()
     chosen = [np.resize(ids[_shuffled(own, c, seed)], most) for c in np.unique(own)]
     return np.sort(np.concatenate(chosen))
@@ -67,11 +67,11 @@ def _positive(shots: int | str) -> int:
     return int(shots)
 
 
-def _check_classes(labels: np.ndarray, purpose: str) -> None:
+def _check_classes(labels: np.ndarray, purpose: str, instead: str = "shots=full") -> None:
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(
             f"{purpose} need one class per sample; found {labels.dtype} labels of shape {labels.shape}. "
-            "Multi-label sets train on all samples: use shots=full"
+            f"Multi-label sets train on all samples: use {instead}"
         )
     if len(labels) == 0:
         raise UserError(f"{purpose} need samples; the set is empty")

@@ -15,6 +15,7 @@ from engine.comm import Communicator
 from engine.config import FinetuneConfig
 from engine.configure import to_yaml, variants
 from engine.trainer import Trainer
+from loaders.errors import UserError
 
 ABOUT = """Fine-tune a pre-trained network on a target, by the BiT-HyperRule, and score it on the whole test set.
 
@@ -36,6 +37,8 @@ def finetune(config: FinetuneConfig, comm: Communicator, *, quiet: bool = False)
     speaks = comm.leads and not quiet
     with comm.together():
         parts, plan = transfer.finetuning(config, comm)
+        if comm.leads:
+            check_writable(Path(config.results))
     folder = Path(config.folder) if config.folder else None
     log = metrics.MetricLog(folder) if folder and comm.leads else None
     progress = hooks.Progress(0, plan.times.total_steps, config.batch, speaks)
@@ -111,6 +114,16 @@ def fingerprint(config: FinetuneConfig) -> str:
     for key in ("backend", "threads", "prefetch", "check", "bad_budget"):
         del plain["data"][key]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def check_writable(path: Path) -> None:
+    """UserError where no line can be appended: asked before anything is trained, or its result would be lost."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # not every network file system can
+    except OSError as error:
+        raise UserError(f"results={path} cannot be written: {error.strerror}; name another file") from error
 
 
 def append(path: Path, line: dict) -> None:

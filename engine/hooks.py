@@ -88,7 +88,7 @@ class Log:
         if self._not_finite > int(trainer.scaler.is_enabled()):
             raise SharedError(
                 f"the loss is {loss} at step {trainer.step}; checkpoints before it are kept. Lower the learning rate "
-                "(optim.base_lr), lengthen the warm-up (schedule.warmup_epochs), or train in bf16"
+                "(optim.base_lr; lr in fine-tuning), lengthen the warm-up (schedule.warmup_epochs), or train in bf16"
             )
 
     def finish(self, trainer: Trainer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import subprocess
@@ -16,8 +17,8 @@ from pathlib import Path
 import torch
 
 from engine import cli, fewshot, results, sweep_file
-from engine.comm import Communicator, SharedError
-from engine.finetune import finetune, fingerprint
+from engine.comm import Communicator
+from engine.finetune import check_writable, finetune, fingerprint
 from engine.launch import Launch, detect_launch
 from engine.sweep_file import Run
 from loaders.errors import UserError
@@ -37,7 +38,7 @@ columns. The same command again does only the runs that are missing. Tables and 
   checkpoints: {imagenet21k_r50x1: runs/imagenet21k_r50x1, bit_m: BiT-M-R50x1.npz, random: random}
   shots: [1, 5, 10, 100, full]      # default: full
   seeds: [0, 1, 2, 3, 4]            # default: these
-  set: {precision: bf16}            # settings of engine.finetune for every run
+  set: {precision: bf16, model: R50x1}   # settings of engine.finetune for every run; random has to know its network
   targets:
     pets: {train: pets-train.h5, test: pets-test.h5}     # the recipe is the target's name, unless it says another
     chest:
@@ -86,14 +87,18 @@ def done(path: Path) -> dict[tuple, str]:
     """Identity → fingerprint of the settings, of each run that a results file holds."""
     if not path.exists():
         return {}
-    found = {}
-    for line in path.read_text().splitlines():
+    content, found = path.read_bytes(), {}
+    for number, line in enumerate(lines := content.splitlines(), 1):
         try:
             result = json.loads(line)
-            key = tuple(result[name] for name in ("dataset", "pretrained_model", "shot", "seed"))
-        except (ValueError, KeyError, TypeError):  # the line that a killed run was writing, or somebody else's
-            continue
-        found[key] = result.get("settings", "")
+            found[tuple(result[name] for name in ("dataset", "pretrained_model", "shot", "seed"))] = result["settings"]
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines) and not content.endswith(b"\n"):  # the line that a killed run was writing
+                break
+            raise UserError(
+                f"{path}, line {number} is no result of engine.finetune; give the sweep a folder of its own, or take "
+                "that line away"
+            ) from error
     return found
 
 
@@ -112,6 +117,8 @@ def missing(sweep: sweep_file.Sweep) -> list[Run]:
 def work(sweep: sweep_file.Sweep, mine: Share, launch: Launch) -> int:
     """Do this process's share of the runs that are missing; the exit code."""
     todo = missing(sweep)
+    if todo:
+        check_writable(sweep.results)
     wanted = {run.key for run in todo}
     chosen = [run for run in mine.of(sweep.runs) if run.key in wanted]
     here = f" of which this process does {len(chosen)}" if mine.count > 1 else ""
@@ -122,7 +129,7 @@ def work(sweep: sweep_file.Sweep, mine: Share, launch: Launch) -> int:
         try:
             line = finetune(run.config, comm, quiet=True)
             said = _scored(line)
-        except SharedError as error:  # this one diverged; the others need not suffer
+        except UserError as error:  # this one diverged, or its images are damaged; the others need not suffer
             failed.append(run)
             said = f"failed: {error}"
         now = time.perf_counter()
@@ -143,8 +150,11 @@ def _scored(line: dict) -> str:
 
 
 def collect(sweep: sweep_file.Sweep) -> None:
-    """Write what there is of results as CSV."""
-    if sweep.results.exists():
+    """Write what there is of results as CSV; processes that end at the same moment wait for each other."""
+    if not sweep.results.exists() or not sweep.results.stat().st_size:
+        return
+    with open(sweep.results, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         results.write_csv(results.read([sweep.results]), sweep.results.with_suffix(".csv"))
 
 
@@ -161,7 +171,13 @@ def spread(sweep: sweep_file.Sweep, mine: Share, workers: int) -> int:
         part = mine.part(k, workers)
         command = [sys.executable, "-m", "engine.sweep", str(sweep.path), "--share", f"{part.index}/{part.count}"]
         children.append(subprocess.Popen(command, env=env))
-    codes = [child.wait() for child in children]
+    try:
+        codes = [child.wait() for child in children]
+    finally:  # interrupted: none goes on unseen
+        for child in children:
+            child.terminate()
+        for child in children:
+            child.wait()
     collect(sweep)
     return max(codes, key=abs)
 

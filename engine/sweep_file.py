@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,16 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from engine import configure, feed, fewshot
+from engine import configure, family, feed, fewshot
 from engine.config import FinetuneConfig
 from loaders.errors import UserError, shorten
 from loaders.shard import Pack
 
 SWEEP_KEYS = ("name", "folder", "checkpoints", "shots", "seeds", "set", "targets")
 TARGET_KEYS = ("recipe", "train", "test", "shots", "seeds", "checkpoints", "set")
+DECIDED = {"from": "checkpoints", "source": "checkpoints", "shots": "shots", "seed": "seeds", "results": "folder",
+           "folder": "folder", "data.train": "train", "data.test": "test", "data.name": "targets"}  # fmt: skip
+"""Settings that a sweep has keys of its own for."""
 
 
 @dataclass(frozen=True)
@@ -64,35 +67,46 @@ def read(path: Path) -> Sweep:
         if not content.get(key):
             raise UserError(f"{path} has no {key}: …; see python -m engine.sweep --help")
     checkpoints, targets = _section(content, "checkpoints", path), _section(content, "targets", path)
+    checkpoints = {str(name): place for name, place in checkpoints.items()}
     for name, place in checkpoints.items():
         if str(place) != "random" and not Path(str(place)).exists():
             raise UserError(f"{path}: there is no checkpoint {place} (checkpoints.{name})")
-    folder = Path(content.get("folder") or f"runs/{content['name']}")
+    folder = Path(str(content.get("folder") or f"runs/{content['name']}"))
     results = folder / "results.jsonl"
     runs = []
     for name, target in targets.items():
         if not isinstance(target, Mapping):
             raise UserError(f"{path}: target {name} is {target!r}; expected keys such as train: … and test: …")
         _check_keys(target, TARGET_KEYS, f"{path}, target {name}")
-        runs += _runs(str(name), target, {**content, "checkpoints": checkpoints}, results, path)
+        sweep = {key: value for key, value in content.items() if value is not None} | {"checkpoints": checkpoints}
+        runs += _runs(str(name), target, sweep, results, path)
     return Sweep(path, results, runs)
 
 
 def _runs(name: str, target: Mapping, sweep: Mapping, results: Path, path: Path) -> list[Run]:
     where = f"{path}, target {name}"
     for key in ("train", "test"):
-        if key not in target:
+        if not target.get(key):
             raise UserError(f"{where}: {key}: … is missing, the pack")
+        if not all(isinstance(place, str) for place in _list(target[key])):
+            raise UserError(f"{where}: {key} is {target[key]!r}; expected the file of a pack, or a list of such")
     chosen = {**sweep, **{key: value for key, value in target.items() if value is not None}}
-    shots = [str(each) for each in _list(chosen.get("shots", "full"))]
+    for key in ("shots", "seeds", "checkpoints"):
+        if chosen.get(key) == []:
+            raise UserError(f"{where}: {key} is an empty list, so nothing would run; take it away, or name one or more")
+    shots = _distinct(str(each) for each in _list(chosen.get("shots", "full")))
     _check_packs(target, shots, where)
     config = _config(name, target, sweep, results)
-    names = [str(each) for each in _list(chosen["checkpoints"])]
+    names = _distinct(str(each) for each in _list(chosen["checkpoints"]))
     for checkpoint in names:
         if checkpoint not in sweep["checkpoints"]:
             raise UserError(f"{where}: no checkpoint {checkpoint!r}; there are {shorten(list(sweep['checkpoints']))}")
-    seeds = _list(chosen.get("seeds", [0, 1, 2, 3, 4]))
-    if wrong := [seed for seed in seeds if not isinstance(seed, int)]:
+        if config.model is None and str(sweep["checkpoints"][checkpoint]) == "random":
+            raise UserError(f"{where}: random weights of which network? Say it under set:, as model: …")
+    if config.model is not None:
+        family.member(config.model)
+    seeds = _distinct(_list(chosen.get("seeds", [0, 1, 2, 3, 4])))
+    if wrong := [seed for seed in seeds if type(seed) is not int]:
         raise UserError(f"{where}: seeds: {wrong[0]!r} is not a whole number")
     return [
         Run(name, checkpoint, each, seed, replace(
@@ -107,8 +121,14 @@ def _runs(name: str, target: Mapping, sweep: Mapping, results: Path, path: Path)
 def _config(name: str, target: Mapping, sweep: Mapping, results: Path) -> FinetuneConfig:
     """What the runs of a target have in common."""
     packs = {key: target[key] for key in ("train", "test")}
-    words = ["from=random", f"results={results}", f"data.name={name}", *settings(packs, "data.")]
-    words += settings(sweep.get("set") or {}) + settings(target.get("set") or {})
+    words = settings({"from": "random", "results": str(results), "data": {"name": name, **packs}})
+    for chosen, place in ((sweep.get("set") or {}, "set"), (target.get("set") or {}, f"targets.{name}.set")):
+        if not isinstance(chosen, Mapping):
+            raise UserError(f"{place} is {chosen!r}; expected settings of engine.finetune, such as lr: 0.003")
+        more = settings(chosen)
+        if taken := [key for key in (word.partition("=")[0] for word in more) if key in DECIDED]:
+            raise UserError(f"{place} holds {taken[0]}, which a sweep sets itself; say it with {DECIDED[taken[0]]}: …")
+        words += more
     return configure.load(FinetuneConfig, str(target.get("recipe") or name), words, "finetune")
 
 
@@ -157,6 +177,11 @@ def _check_keys(content: Mapping, known: tuple[str, ...], where: str) -> None:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
             raise UserError(f"{where}: unknown key {key}; the nearest known key is {near[0]}")
+
+
+def _distinct(values: Iterable) -> list:
+    """What is named twice runs once."""
+    return list(dict.fromkeys(values))
 
 
 def _list(value: Any) -> list:

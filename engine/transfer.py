@@ -126,6 +126,8 @@ def transforms(config: FinetuneConfig, rule: HyperRule, about: Mapping[str, Any]
     else:
         size = config.data.size or rule.crop
         resize = config.data.resize or round(size * rule.resize / rule.crop)
+        if resize < size:
+            raise UserError(f"data.resize={resize} is less than the size of {size}; nothing could be cropped")
         pair = transform.bit_train(resize, size), transform.bit_eval(size)
     mean, std = _statistics(config.data.normalize, about)
     train, test = (replace(each, mean=mean, std=std) for each in pair)

@@ -204,7 +204,9 @@ class Pack:
             return cls(_open_set(Path(path), alone), Path(path), labels)
         if not path:
             raise UserError("no pack was named")
+        superset.check_files(path)
         shards = [shard for p in path for shard in _open_set(Path(p), alone)]
+        superset.check_distinct(shards)
         return cls(shards, shards[0].path, superset.common_labels(shards) if labels is None else labels)
 
     def __reduce__(self):

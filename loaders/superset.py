@@ -23,6 +23,21 @@ class Labelled(Protocol):
     labels: np.ndarray  # (n,) int64 classes, or (n, L) float32 with NaN for unknown
 
 
+def check_files(path: object) -> None:
+    """UserError unless `path` is a list of files."""
+    if not isinstance(path, Sequence) or not all(isinstance(each, str | Path) for each in path):
+        raise UserError(f"{path!r} is no pack; expected a file, or a list of files: [a.h5,b.h5]")
+
+
+def check_distinct(parts: Sequence[Labelled]) -> None:
+    """UserError where two parts are the same file."""
+    seen: set[Path] = set()
+    for file in (part.path.resolve() for part in parts):
+        if file in seen:
+            raise UserError(f"{file} is named twice; its images would count twice. Name each pack once")
+        seen.add(file)
+
+
 def common_labels(parts: Sequence[Labelled]) -> list[str]:
     """The labels that all parts have, sorted, so that the order of the parts does not matter.
 

@@ -75,7 +75,10 @@ def covidx(folder: Path, side: str | None, skip: bool) -> Listing:
 def _covidx_rows(path: Path) -> list[tuple[str, str, str]]:
     """File, patient and label of each line: index, path (perhaps with spaces), label, source."""
     if not path.is_file():
-        raise UserError(f"there is no {path}; COVIDx is a folder of train.txt, test.txt, train/ and test/")
+        raise UserError(
+            f"there is no {path}; COVIDx is a folder of train.txt, test.txt, train/ and test/ (of version 8 "
+            f"rename its list {path.stem}_COVIDx8B.txt)"
+        )
     rows = []
     for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
         words = line.split(" ")

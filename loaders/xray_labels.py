@@ -116,12 +116,18 @@ def read_labels(name: str, folder: Path, file: Path | None = None, metadata: Pat
     if name == "mimic":  # a study without images
         there = table["dicom_id"].notna().to_numpy()
         table, labels = table[there], labels[there]
+    if name == "nih":  # a finding spelt otherwise would be read as absent
+        said = set("|".join(table["Finding Labels"].unique()).split("|"))
+        if strange := sorted(said - {*names, "No Finding", ""}):
+            raise UserError(f"label file {place}: the finding {strange[0]!r} is none of {', '.join(names)}")
     if name == "padchest":
         order = _file_order(table["ImageID"], Path(place))
         kept = [k for k, label in enumerate(names) if label != _TUBE]
         table, labels, names = table.iloc[order], labels[order][:, kept], [names[k] for k in kept]
-    patients = made.patients(table)
-    files = made.files(table).astype(str).to_numpy(object)
+    patients, files = made.patients(table), made.files(table)
+    if files.isna().any():
+        raise UserError(f"label file {place}: {files.isna().sum():,} rows name no image; download it again")
+    files = files.astype(str).to_numpy(object)
     _check_rows(files, labels, patients.isna().to_numpy(), place)
     views = table["view"].astype(str).to_numpy(object)
     return Labels(files, labels, tuple(names), views, patients.astype(str).to_numpy(object))

@@ -209,13 +209,30 @@ def bad(what, digits, pretrained, tmp_path):
         return [f"from={pretrained}", "data.test=absent.h5"], "absent.h5"
     if what == "test pack of other classes":
         return [f"from={pretrained}", f"data.test={digits / 'low-test.h5'}"], "classes"
+    if what == "results that cannot be written":
+        return [f"from={pretrained}", "results=/proc/nowhere/x.jsonl"], "x.jsonl cannot be written"
+    if what == "one folder for several runs":
+        return [f"from={pretrained}", "seed=0,1", f"folder={tmp_path / 'run'}"], "each over the one before"
+    if what == "no pack":
+        return [f"from={pretrained}", "data.train=5"], "5 is no pack"
+    if what == "a pack twice":
+        twice = ",".join([str(digits / "high-train.h5")] * 2)
+        return [f"from={pretrained}", f"data.train=[{twice}]"], "named twice"
+    if what == "momentum":
+        return [f"from={pretrained}", "optim.momentum=-1"], "optim.momentum=-1"
+    if what == "a resize below the size":
+        return [f"from={pretrained}", "data.resize=4"], "data.resize=4"
+    if what == "diverged":
+        return [f"from={pretrained}", "lr=1e30", "rule.steps=3"], "training has diverged"
     raise AssertionError(what)
 
 
 @pytest.mark.parametrize(
     "what",
     ["from nothing", "from empty", "from missing", "random without a network", "checkpoint of another network",
-     "not a checkpoint", "unnamed network", "shots", "missing test pack", "test pack of other classes"],
+     "not a checkpoint", "unnamed network", "shots", "missing test pack", "test pack of other classes",
+     "results that cannot be written", "one folder for several runs", "no pack", "a pack twice", "momentum",
+     "a resize below the size", "diverged"],
 )  # fmt: skip
 def test_bad_input_ends_in_one_message(digits, pretrained, tmp_path, capsys, what):
     settings, said = bad(what, digits, pretrained, tmp_path)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from engine import assemble, pretrain
+from engine import assemble, feed, pretrain
 from engine.comm import Communicator
 from engine.config import DataConfig, ModelConfig, OptimConfig, PretrainConfig, TrainConfig
 from engine.launch import Launch
@@ -110,6 +110,14 @@ def test_sets_that_cannot_be_joined(packs, tmp_path):
         Pack.open([tmp_path / "single.h5", tmp_path / "more.h5"])
     with pytest.raises(UserError, match="one class per image"):
         Pack.open(tmp_path / "single.h5", labels=["Cat"])
+
+
+def test_classes_are_not_scored_on_label_vectors_of_the_same_names(tmp_path):
+    for name, single in (("classes", True), ("vectors", False)):
+        write(tmp_path / f"{name}.h5", COMMON, 6, 1, single=single)
+    for train, test in (("classes", "vectors"), ("vectors", "classes")):
+        with pytest.raises(UserError, match=r"classes.h5 has one class per image and .*vectors.h5 label vectors"):
+            feed.open_test(tmp_path / f"{test}.h5", Pack.open(tmp_path / f"{train}.h5"))
 
 
 def test_pre_training_on_a_superset_says_what_is_in_it_and_what_cannot_be_scored(packs, tmp_path, capsys):

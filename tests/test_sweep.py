@@ -1,5 +1,6 @@
 import json
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import yaml
 from engine import results, sweep, sweep_file
 from engine.comm import SharedError
 from engine.configure import recipes
+from loaders.errors import UserError
 from loaders.writer import Record, ShardWriter, new_attributes
 from tests.conftest import ROOT
 from tests.pictures import encoded, photo
@@ -53,6 +55,21 @@ def test_all_combinations_with_a_targets_own_in_place_of_the_sweeps(file):
     assert [run.key for run in runs] == [*expected, ("short", "second", "2", 5)]
     assert [run.config.lr for run in runs] == [0.3] * 8 + [0.01]
     assert {run.config.rule.steps for run in runs} == {2}
+
+
+@pytest.mark.parametrize("name", ["007", "on", "null", "a #b", "[x"])
+def test_names_are_taken_as_they_are(file, tmp_path, name):
+    """A run whose line of results has another name than its target would be done again for ever."""
+    target = yaml.safe_load(file().read_text())["targets"]["high"]
+    place = str(tmp_path / "a #b")
+    runs = sweep_file.read(file(targets={name: target}, checkpoints={5: "random"}, folder=place)).runs
+    assert {(run.target, run.config.data.name, run.config.source) for run in runs} == {(name, name, "5")}
+    assert {run.config.results for run in runs} == {f"{place}/results.jsonl"}
+
+
+def test_what_is_named_twice_runs_once(file):
+    runs = sweep_file.read(file(shots=[1, "1", 1], seeds=[0, 0])).runs
+    assert len(runs) == len({run.key for run in runs})
 
 
 def test_a_sweep_runs_and_goes_on_where_it_stopped(file, tmp_path, capsys):
@@ -123,12 +140,53 @@ def test_results_of_other_settings_are_not_taken_for_these(file, tmp_path, capsy
     assert (tmp_path / "study" / "results.jsonl").read_text() == before
 
 
-def test_a_run_that_diverges_does_not_end_the_others(file, capsys, monkeypatch):
+def test_results_of_another_program_are_told_before_anything_runs(file, tmp_path, capsys):
+    path = file(seeds=[0], shots=1)
+    (tmp_path / "study").mkdir()
+    for text in ('{"loss": 1}\n', "hello\n", '{"dataset": [], "pretrained_model": 1, "shot": 1, "seed": 0}\n'):
+        (tmp_path / "study" / "results.jsonl").write_text(text)
+        code, _, said = run(capsys, path)
+        assert code == 2
+        assert "line 1 is no result of engine.finetune" in said
+        assert (tmp_path / "study" / "results.jsonl").read_text() == text
+
+
+def test_processes_that_end_at_the_same_moment_write_one_table(file, tmp_path, capsys):
+    path = file(seeds=[0], shots=1)
+    assert run(capsys, path)[0] == 0
+    text = f"from pathlib import Path; from engine import sweep, sweep_file; s = sweep_file.read(Path({str(path)!r}))\n"
+    text += "for _ in range(300): sweep.collect(s)"
+    both = [subprocess.Popen([sys.executable, "-c", text], cwd=ROOT) for _ in range(2)]
+    assert [each.wait(timeout=60) for each in both] == [0, 0]
+    assert len(results.read([tmp_path / "study" / "results.csv"])) == 3
+
+
+def test_an_interrupted_sweep_leaves_no_workers_behind(file):
+    """Its own output ends only when the last process that holds it does."""
+    path = file(set={"model": "R8x0.25-8px", "rule": {"steps": 100_000}})
+    command = [sys.executable, "-m", "engine.sweep", str(path), "--workers", "2"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for _ in range(2):
+        assert "runs" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    assert "interrupted" in process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_runs(file, tmp_path, capsys):
+    (tmp_path / "taken").write_text("")
+    code, said, error = run(capsys, file(seeds=[0], shots=1, folder=str(tmp_path / "taken")))
+    assert code == 2
+    assert "results.jsonl cannot be written" in error and "[1/" not in said
+
+
+@pytest.mark.parametrize("kind", [SharedError, UserError])
+def test_a_run_that_diverges_does_not_end_the_others(file, capsys, monkeypatch, kind):
     whole = sweep.finetune
 
     def one_fails(config, comm, **how):
         if config.source == "first":
-            raise SharedError("the loss is nan")
+            raise kind("the loss is nan")
         return whole(config, comm, **how)
 
     monkeypatch.setattr(sweep, "finetune", one_fails)
@@ -147,7 +205,13 @@ def test_a_run_that_diverges_does_not_end_the_others(file, capsys, monkeypatch):
      ({"targets": {"a": {"train": "x.h5", "test": "y.h5"}}}, "no pack at x.h5"),
      ({"targets": {"a": "x.h5"}}, "expected keys such as train"), ({"targets": ["a"]}, "expected a name and a value"),
      ({"shots": [0]}, "shots=0"), ({"shots": ["few"]}, "shots=few"), ({"seeds": ["x"]}, "seed"),
-     ({"set": {"lr": 0, "model": "R8x0.25-8px"}}, "lr=0"), ({"set": {"rule": {"step": 1}}}, "rule.steps")],
+     ({"set": {"lr": 0, "model": "R8x0.25-8px"}}, "lr=0"), ({"set": {"rule": {"step": 1}}}, "rule.steps"),
+     ({"set": {"rule": {"steps": 0}}}, "rule.steps=0"), ({"set": {"data": {"size": -1}}}, "data.size=-1"),
+     ({"shots": ["²"]}, "shots=²"), ({"seeds": [-1]}, "seed=-1"), ({"seeds": [True]}, "True is not a whole number"),
+     ({"seeds": []}, "nothing would run"), ({"set": ["lr=3"]}, "expected settings"),
+     ({"set": {"shots": 7}}, "say it with shots: …"), ({"set": {"data": {"name": "x"}}}, "say it with targets: …"),
+     ({"targets": {"a": {"train": 5, "test": 5}}}, "expected the file of a pack"), ({"set": {}}, "of which network"),
+     ({"set": {"model": "R50x5"}}, "no network is called 'R50x5'")],
 )  # fmt: skip
 def test_a_sweep_that_cannot_run_does_not_start(file, tmp_path, capsys, changes, said):
     code, _, error = run(capsys, file(**changes))

@@ -250,7 +250,9 @@ def test_input_that_cannot_be_used(tmp_path, capsys, source, options, said):
     ("text", "said"),
     [("Image Index,Finding_Labels\n", "lacks the column 'Finding Labels', 'Patient ID'"), ("", "cannot be read"),
      (f"{COLUMNS}\n1.png,Mass,1,50,PA\n", "KeyError"), (f"{COLUMNS},Patient Sex\n", "cannot read|no rows"),
-     (f"{COLUMNS},Patient Sex\n1.png,Mass,,50,PA,M\n", "name no patient, such as 1.png")],
+     (f"{COLUMNS},Patient Sex\n1.png,Mass,,50,PA,M\n", "name no patient, such as 1.png"),
+     (f"{COLUMNS},Patient Sex\n,Mass,1,50,PA,M\n2.png,Mass,1,50,PA,M\n", "1 rows name no image"),
+     (f"{COLUMNS},Patient Sex\n1.png,Mass|Lump,1,50,PA,M\n", "the finding 'Lump' is none of Atelectasis")],
 )  # fmt: skip
 def test_label_files_that_cannot_be_used(tmp_path, capsys, text, said):
     path = tmp_path / "rows.csv"
