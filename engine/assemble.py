@@ -64,22 +64,8 @@ class Parts:
             f"{comm.size} rank{'s' if comm.size > 1 else ''} ({comm.name}); "
             f"{self.precision.name} on {self.precision.device.type}; AGC-SGD: {self.optimizer.implementation}, "
             f"weights standardized in the {'network' if self.standardized is None else 'optimizer'}"
-            f"{self._labels()}"
+            f"{label_counts(self.feed.train, self.feed.test, self.mean_auc)}"
         )
-
-    def _labels(self) -> str:
-        """Counts of label vectors, and which labels cannot be scored."""
-        train, test, said = self.feed.train, self.feed.test, ""
-        vectors = train.labels.ndim > 1
-        if vectors:
-            said += "\n" + superset.counts(train.labels, train.class_names, train.parts)
-        missing = without_auc(test.labels, test.class_names) if test and (vectors or self.mean_auc) else []
-        if missing:
-            said += (
-                f"\n{len(missing)} of {len(test.class_names)} labels have no AUC and are not in its mean, since the "
-                f"test set knows only one value of them: {shorten(missing)}"
-            )
-        return said
 
 
 def build(
@@ -135,6 +121,20 @@ def build(
             "std": list(feed.test_transform.std),
         },
     )
+
+
+def label_counts(train: Pack, test: Pack | None, mean_auc: bool) -> str:
+    """Counts of label vectors, and which labels cannot be scored: lines for people, each after a line break."""
+    said, vectors = "", train.labels.ndim > 1
+    if vectors:
+        said += "\n" + superset.counts(train.labels, train.class_names, train.parts)
+    missing = without_auc(test.labels, test.class_names) if test and (vectors or mean_auc) else []
+    if missing:
+        said += (
+            f"\n{len(missing)} of {len(test.class_names)} labels have no AUC and are not in its mean, since the test "
+            f"set knows only one value of them: {shorten(missing)}"
+        )
+    return said
 
 
 def pretraining(config: PretrainConfig, comm: Communicator) -> Parts:

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import torch
 
-from engine import cli, fewshot, results, sweep_file
+from engine import assemble, cli, feed, fewshot, results, sweep_file
 from engine.comm import Communicator
 from engine.finetune import check_writable, finetune, fingerprint
 from engine.launch import Launch, detect_launch
 from engine.sweep_file import Run
 from loaders.errors import UserError
+from loaders.shard import Pack
 
 ABOUT = """Fine-tune on targets × checkpoints × shots × seeds, as one file says, and collect the results.
 
@@ -123,6 +124,7 @@ def work(sweep: sweep_file.Sweep, mine: Share, launch: Launch) -> int:
     chosen = [run for run in mine.of(sweep.runs) if run.key in wanted]
     here = f" of which this process does {len(chosen)}" if mine.count > 1 else ""
     print(f"{sweep.path}: {len(sweep.runs)} runs, {len(todo)} to do{here}; results in {sweep.results}", flush=True)
+    _describe_targets(chosen)
     comm, failed, started = Communicator(Launch("alone", local_rank=launch.local_rank)), [], time.perf_counter()
     for number, run in enumerate(chosen, 1):
         begun = time.perf_counter()
@@ -139,6 +141,15 @@ def work(sweep: sweep_file.Sweep, mine: Share, launch: Launch) -> int:
     for run in failed:
         print(f"failed: {run.title}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _describe_targets(runs: list[Run]) -> None:
+    """What there is to know of label vectors before they are trained on, once for each target."""
+    for name, config in {run.target: run.config for run in runs}.items():
+        train = Pack.open(config.data.train)
+        said = assemble.label_counts(train, feed.open_test(config.data.test, train), config.data.metric == "mean_auc")
+        if said:
+            print(f"{name}:{said}", flush=True)
 
 
 def _scored(line: dict) -> str:

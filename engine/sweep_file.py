@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from engine import configure, family, feed, fewshot
 from engine.config import FinetuneConfig
@@ -68,9 +68,10 @@ def read(path: Path) -> Sweep:
             raise UserError(f"{path} has no {key}: …; see python -m engine.sweep --help")
     checkpoints, targets = _section(content, "checkpoints", path), _section(content, "targets", path)
     checkpoints = {str(name): place for name, place in checkpoints.items()}
-    for name, place in checkpoints.items():
-        if str(place) != "random" and not Path(str(place)).exists():
-            raise UserError(f"{path}: there is no checkpoint {place} (checkpoints.{name})")
+    places = {name: str(place) for name, place in checkpoints.items()}
+    absent = [f"{place} ({name})" for name, place in places.items() if place != "random" and not Path(place).exists()]
+    if absent:
+        raise UserError(f"{path}: there is no checkpoint {shorten(absent)}; take away what you do not have")
     folder = Path(str(content.get("folder") or f"runs/{content['name']}"))
     results = folder / "results.jsonl"
     runs = []
@@ -159,6 +160,9 @@ def _mapping(path: Path) -> dict:
         content = OmegaConf.to_container(OmegaConf.create(path.read_text()), resolve=True)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; see python -m engine.sweep --help") from error
+    except InterpolationResolutionError as error:
+        said = str(error).splitlines()[0].partition("resolving interpolation: ")[2] or error
+        raise UserError(f"{path} names what is not there: {said}; set it, such as export RUNS=$SCRATCH/runs") from error
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not readable YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):

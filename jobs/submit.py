@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import shlex
@@ -79,13 +80,15 @@ def script(arguments: argparse.Namespace) -> str:
     elif what == "sweep":
         from engine import sweep_file  # imports torch, which the other jobs need not wait for
 
-        runs = sweep_file.read(Path(recipe)).runs
+        file = Path(recipe).resolve()
+        with contextlib.chdir(ROOT):  # where the job runs: its paths start there
+            runs = sweep_file.read(file).runs
         if arguments.settings:
             raise UserError(f"{arguments.settings[0]!r}: a sweep's settings stand in {recipe}, under set: or a target")
-        template, name = "sweep", arguments.name or Path(recipe).stem
+        template, name = "sweep", arguments.name or file.stem
         nodes_needed = -(-len(runs) // cluster["tasks_per_node"])
         options |= {"nodes": 1, "array": f"0-{min(arguments.nodes, nodes_needed) - 1}"}
-        values |= {"SWEEP": str(Path(recipe).resolve()), "STEP_OPTIONS": cluster["step"]}
+        values |= {"SWEEP": str(file), "STEP_OPTIONS": cluster["step"]}
     elif what:
         raise UserError(f"{arguments.what!r}: before the colon stands finetune, sweep, or nothing")
     elif recipe == "scaling":

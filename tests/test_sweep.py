@@ -251,6 +251,24 @@ def test_few_shots_of_label_vectors_are_refused_before_anything_runs(file, tmp_p
     assert code == 2
     assert "several labels per image" in error
     assert "say shots: full" in error
+    target |= {"shots": "full", "seeds": [0, 1], "set": {"data": {"size": 8}}}
+    code, said, error = run(capsys, file(targets={"vectors": target}))
+    assert code == 0, error
+    assert said.count("vectors:\npositive of known  train (4)") == 1  # before the runs, once
+    assert "1 of 2 labels have no AUC" in said and "test set knows only one value of them: b" in said
+    assert said.count("mean auc") == said.count("over 1 labels") == 4
+
+
+def test_a_variable_that_is_not_set_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("RUNS", raising=False)
+    monkeypatch.delenv("PACKS", raising=False)
+    code, _, error = run(capsys, ROOT / "jobs" / "tables.yaml")
+    assert code == 2
+    assert "RUNS" in error and "export" in error
+    for name in ("RUNS", "PACKS"):
+        monkeypatch.setenv(name, str(tmp_path))
+    _, _, error = run(capsys, ROOT / "jobs" / "tables.yaml")
+    assert "imagenet21k_r152x4" in error and "24 in all" in error
 
 
 def test_the_sweep_of_the_papers_tables_has_every_cell():
