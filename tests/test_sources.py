@@ -136,6 +136,22 @@ def test_flowers_whose_lists_do_not_fit(tmp_path, capsys, labels, train, said):
     assert said in refused(capsys, root, tmp_path, "--under", "train")
 
 
+@pytest.mark.parametrize("name", ["imagelabels.mat", "setid.mat"])
+def test_flowers_whose_lists_are_damaged(tmp_path, capsys, name):
+    """Compressed, as the real ones are; SciPy raises zlib's error, IndexError and others over such files."""
+    root = tmp_path / "flowers"
+    (root / "jpg").mkdir(parents=True)
+    numbers = np.random.RandomState(0).randint(1, 100, 2000)
+    savemat(root / "imagelabels.mat", {"labels": numbers}, do_compression=True)
+    savemat(root / "setid.mat", {"trnid": numbers, "valid": numbers, "tstid": numbers}, do_compression=True)
+    whole = (root / name).read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 8]) + whole[middle + 1 :]
+    for content in (flipped, whole[:middle], whole[:130], whole[:60], b""):
+        (root / name).write_bytes(content)
+        assert "cannot be read" in refused(capsys, root, tmp_path, "--under", "train")
+
+
 def test_pets_as_torchvision_reads_them(tmp_path):
     root = tmp_path / "oxford-iiit-pet"
     (root / "images").mkdir(parents=True)

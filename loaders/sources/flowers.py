@@ -24,15 +24,15 @@ def listing(source: str, under: str | None = None) -> Listing:
     if under and under not in _PARTS:
         raise UserError(f"Flowers-102 has no part {under!r}; --under may be {', '.join(_PARTS)}")
     from scipy.io import loadmat  # slow to import, and only this source needs it
-    from scipy.io.matlab import MatReadError
 
     try:
         labels = loadmat(Path(source, "imagelabels.mat"))["labels"].ravel().astype(int)
         sets = loadmat(Path(source, "setid.mat"))
         wanted = np.concatenate([sets[name].ravel().astype(int) for name in (_PARTS[under] if under else _ALL)])
-    except (MatReadError, KeyError, ValueError, TypeError, OSError, NotImplementedError) as error:
+    except Exception as error:  # SciPy raises whatever the broken bytes lead it to
+        reason = f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{source}: imagelabels.mat or setid.mat cannot be read ({error}); download them again"
+            f"{source}: imagelabels.mat or setid.mat cannot be read ({reason}); download them again"
         ) from error
     if not len(wanted):
         raise UserError(f"{source}: setid.mat names no image" + (f" of {under}" if under else ""))
