@@ -20,6 +20,7 @@ if not __package__:  # run as a file
 from bench import report_tables
 from bench.report_names import cells, read_layout, read_published
 from engine import results
+from engine.whole import whole
 from loaders.errors import UserError
 
 USAGE_ERROR = 2
@@ -84,7 +85,7 @@ def tables(found: Sequence[results.Result], out: Path | None, formats: Sequence[
     print("\n".join(table.markdown() for table in made), end="")
     for table in made if out else ():
         for name in formats:
-            with results.whole(out / f"{table.name}.{name}") as temporary:
+            with whole(out / f"{table.name}.{name}") as temporary:
                 temporary.write_text(table.markdown() if name == "md" else table.csv())
     if out:
         print(f"{len(made)} tables ({', '.join(formats)}) → {out}", file=sys.stderr)
@@ -98,7 +99,7 @@ def figures(found: Sequence[results.Result], out: Path, formats: Sequence[str]) 
     drawn = report_figures.figures(cells(found, layout), layout)
     for name, figure in drawn.items():
         for suffix in formats:
-            with results.whole(out / f"{name}.{suffix}") as temporary:
+            with whole(out / f"{name}.{suffix}") as temporary:
                 report_figures.save(figure, temporary, suffix)
             print(out / f"{name}.{suffix}")
     if missing := [spec.name for spec in layout.figures if spec.name not in drawn]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from engine import cli
 from engine.fewshot import in_words
-from engine.results import Result, Score, read, score, whole
+from engine.results import Result, Score, read, score
+from engine.whole import whole
 from loaders.errors import UserError
 
 ABOUT = """Mean and sample standard deviation over seeds, for each target, source of the weights, and number of shots.

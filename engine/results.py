@@ -6,11 +6,9 @@ they show; the published files (arXiv 2106.00116) hold fractions, `test/acc`, `1
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import math
-import os
 import re
 import statistics
 import sys
@@ -20,6 +18,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
+from engine.whole import whole
 from loaders.errors import UserError
 
 COLUMNS = ("metric_value", "metric", "path", "seed", "shot", "pretrained_model", "dataset", "last_step")
@@ -191,21 +190,3 @@ def write_csv(results: Iterable[Result], path: str | Path) -> None:
                 "" if result.last_step is None else result.last_step,
             )
             table.writerow(row + ((result.network or "",) if more else ()))
-
-
-@contextlib.contextmanager
-def whole(path: str | Path) -> Iterator[Path]:
-    """A temporary place beside `path`, which gets that name when the block ends well; nothing stays when it does not.
-
-    The folder is made where it is missing.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -7,9 +7,7 @@ PyTorch code. Nothing that a file contains is ever executed.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from engine import bit, checkpoint, cli, formats
 from engine.bit import MEMBERS
 from engine.matching import check, member
 from engine.naming import HEAD, timm_network
+from engine.whole import whole
 from loaders.errors import UserError
 
 __all__ = ["Written", "apply", "convert", "load", "member"]
@@ -125,19 +124,13 @@ def convert(source: str | Path, target: str | Path, form: str | None = None, *, 
         raise UserError(f"there is no folder {target.parent}; make it, or name a file elsewhere")
     state = load(_place(source))
     network = _network(state, source)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.writing")
     try:
-        formats.write(temporary, state, container, timm=form == "timm")
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        back = load(temporary)
-        _compare(back, state, container, target)
-        temporary.replace(target)
+        with whole(target) as temporary:
+            formats.write(temporary, state, container, timm=form == "timm")
+            back = load(temporary)
+            _compare(back, state, container, target)
     except OSError as error:
         raise UserError(f"{target} could not be written ({error}); nothing was changed") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
     return Written(
         network=network,
         parameters=sum(tensor.numel() for tensor in back.values()),

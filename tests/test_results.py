@@ -7,6 +7,7 @@ import pytest
 
 from engine import results
 from engine.results import Result
+from engine.whole import whole
 from loaders.errors import UserError
 
 HEAD = "metric_value,metric,path,seed,shot,pretrained_model,dataset,last_step"
@@ -94,7 +95,7 @@ def test_what_the_csv_cannot_hold_is_refused_and_nothing_is_lost(tmp_path):
     (tmp_path / "a.csv").write_text("precious")
     with pytest.raises(UserError, match="loss"):
         results.write_csv([one(metric="loss")], tmp_path / "a.csv")
-    with pytest.raises(ZeroDivisionError), results.whole(tmp_path / "a.csv") as temporary:
+    with pytest.raises(ZeroDivisionError), whole(tmp_path / "a.csv") as temporary:
         temporary.write_text("half of")
         _ = 1 / 0
     assert [path.read_text() for path in tmp_path.iterdir()] == ["precious"]
