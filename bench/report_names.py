@@ -203,8 +203,3 @@ def target_name(target: Target, metric: str) -> str:
     """What a target's own table or figure is called; also where it has more metrics than one."""
     plain = re.sub(r"[^\w.-]+", "_", target.name)
     return f"target_{plain}" if metric == (target.metric or metric) else f"target_{plain}_{metric}"
-
-
-def by_shots(shots: str) -> tuple[bool, int]:
-    """Fewest first, full last."""
-    return shots == "full", int(shots) if shots.isdecimal() else 0

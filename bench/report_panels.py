@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.report_names import METRICS, Cell, Layout, by_shots
+from bench.report_names import METRICS, Cell, Layout
+from engine.fewshot import by_shots
 from engine.results import Score
 
 NATURAL = {"imagenet1k": "#E69F00", "imagenet21k": "#D55E00"}

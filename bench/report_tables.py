@@ -8,8 +8,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bench.report_names import METRICS, SEEDS, Cell, Layout, TableSpec, by_shots, target_name
-from engine.fewshot import in_words
+from bench.report_names import METRICS, SEEDS, Cell, Layout, TableSpec, target_name
+from engine.fewshot import by_shots, in_words
 from engine.results import Score
 
 FIELDS = ("table", "target", "metric", "network", "source", "shots", "mean", "deviation", "seeds", "paper_mean",

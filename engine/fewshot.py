@@ -84,6 +84,11 @@ def in_words(shots: str) -> str:
     return {"full": "full", "1": "1 shot"}.get(shots, f"{shots} shots")
 
 
+def by_shots(shots: str) -> tuple[bool, int]:
+    """Sorts numbers of shots: fewest first, full last."""
+    return shots == "full", int(shots) if shots.isdecimal() else 0
+
+
 def shortage(shots: str, short: Mapping[str, int]) -> str:
     """What was done about classes that have fewer images than `shots`, name → images, for people."""
     listed = shorten([f"{name} ({count})" for name, count in short.items()])

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engine import cli
-from engine.fewshot import in_words
+from engine.fewshot import by_shots, in_words
 from engine.results import Result, Score, read, score
 from engine.whole import whole
 from loaders.errors import UserError
@@ -30,24 +30,23 @@ def scores(results: Sequence[Result]) -> dict[str, dict[str, Score]]:
     for result in results:
         source = result.source if len(networks[result.source]) == 1 else f"{result.source} ({result.network})"
         values.setdefault(source, {}).setdefault(result.shots, []).append(result.value)
-    return {source: {shots: score(found) for shots, found in by_shots.items()} for source, by_shots in values.items()}
+    return {source: {shots: score(found) for shots, found in by_number.items()} for source, by_number in values.items()}
 
 
 def all_shots(table: Mapping[str, Mapping[str, Score]]) -> list[str]:
     """The numbers of shots in a table, fewest first, full last."""
-    found = {shots for by_shots in table.values() for shots in by_shots}
-    return sorted(found, key=lambda shots: (shots == "full", int(shots) if shots.isdigit() else 0))
+    return sorted({shots for found in table.values() for shots in found}, key=by_shots)
 
 
 def text(title: str, table: Mapping[str, Mapping[str, Score]]) -> str:
     """One target's table for people."""
     columns = all_shots(table)
-    seeds = [score.seeds for by_shots in table.values() for score in by_shots.values()]
+    seeds = [score.seeds for scored in table.values() for score in scored.values()]
     names = [label(source) for source in table]
     width = max(map(len, [title, *names])) + 2
     rows = [title.ljust(width) + "".join(f"{in_words(shots):>16}" for shots in columns)]
-    for name, by_shots in zip(names, table.values(), strict=True):
-        rows.append(name.ljust(width) + "".join(f"{str(by_shots.get(shots, '–')):>16}" for shots in columns))
+    for name, scored in zip(names, table.values(), strict=True):
+        rows.append(name.ljust(width) + "".join(f"{str(scored.get(shots, '–')):>16}" for shots in columns))
     count = f"{min(seeds)}" if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
     rows.append("one seed" if max(seeds) == 1 else f"mean ± sample standard deviation over {count} seeds")
     return "\n".join(rows)
@@ -82,9 +81,9 @@ def plot(tables: Mapping[tuple[str, str], Mapping[str, Mapping[str, Score]]], pi
     panels = figure.subplots(1, len(tables), squeeze=False)[0]
     for axes, ((dataset, metric), table) in zip(panels, tables.items(), strict=True):
         columns = all_shots(table)
-        for source, by_shots in table.items():
-            at = [index for index, shots in enumerate(columns) if shots in by_shots]
-            found = [by_shots[columns[index]] for index in at]
+        for source, scored in table.items():
+            at = [index for index, shots in enumerate(columns) if shots in scored]
+            found = [scored[columns[index]] for index in at]
             spread = [score.deviation or 0.0 for score in found]
             axes.errorbar(at, [score.mean for score in found], spread, marker="o", capsize=3, **look[source])
         axes.set(xticks=range(len(columns)), xticklabels=columns, xlabel="training images per class")
