@@ -13,7 +13,7 @@ TESTS ?=
 
 help:
 	@echo 'make demo    pack real images, pre-train on 2 ranks, fine-tune, report: the main job in small'
-	@echo 'make test    all tests; TESTS="tests/test_bit.py -k agrees" runs some'
+	@echo 'make test    all tests; TESTS="tests/engine/network/test_bit.py -k agrees" runs some'
 	@echo 'make lint    ruff, and shellcheck where it is installed'
 	@echo 'make env     only the environment that the others make first: packages, Horovod, the extension'
 	@echo 'make clean   remove what was built in this tree (not the environment, not the cache)'

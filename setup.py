@@ -1,6 +1,6 @@
 """Builds BoosterBiT and its extension module `engine._C` from csrc/.
 
-    python setup.py build_ext --inplace       the normal route: the module lands beside engine/ops.py
+    python setup.py build_ext --inplace       the normal route: the module lands beside engine/optim/ops.py
     pip install --no-build-isolation .        an installed copy
 
 Whether the CUDA kernel is built is decided by BOOSTERBIT_CUDA and by the compiler that is there, never by whether
@@ -21,11 +21,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ARCHITECTURES = "8.0;9.0+PTX"
-CPU_SOURCES = ["csrc/bindings.cpp", "csrc/agc_sgd_cpu.cpp"]
-CUDA_SOURCES = sorted(str(path) for path in Path("csrc").glob("*.cu"))
+CPU_SOURCES = sorted(str(path) for path in Path("csrc").rglob("*.cpp"))
+CUDA_SOURCES = sorted(str(path) for path in Path("csrc").rglob("*.cu"))
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def extension(choice: CudaChoice):
         define_macros=define,
         extra_compile_args=flags,
         extra_link_args=["-fopenmp"],
-        depends=sorted(str(path) for path in Path("csrc").glob("*.h")),
+        depends=sorted(str(path) for path in Path("csrc").rglob("*.h")),
     )
     return module, cpp_extension.BuildExtension
 
@@ -141,8 +141,8 @@ def main() -> None:
         version="0.1.0",
         description="High-throughput pre-training and transfer of BiT ResNets",
         python_requires=">=3.11",
-        packages=["engine", "loaders", "loaders.sources"],
-        package_data={"engine": ["recipes/*/*.yaml"]},
+        packages=find_packages(include=["engine*", "loaders*"]),
+        package_data={"": ["*.pyi"], "engine.config": ["recipes/*/*.yaml"]},
         install_requires=[
             "torch>=2.11",
             "torchvision",

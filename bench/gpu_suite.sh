@@ -33,13 +33,13 @@ nvidia-smi >"$OUT/nvidia-smi.txt" 2>&1
 
 TORCH_CUDA_ARCH_LIST=$CAPABILITY BOOSTERBIT_CUDA=1 step build 120 "$PYTHON" setup.py build_ext --inplace
 
-KERNEL_TESTS=(tests/test_gpu.py tests/test_ops.py tests/test_fused.py tests/test_standardized.py)
+KERNEL_TESTS=(tests/test_gpu.py tests/engine/optim/test_ops.py tests/engine/optim/test_fused.py tests/engine/optim/test_standardized.py)
 step pytest 120 "$PYTHON" -m pytest -q -m gpu "${KERNEL_TESTS[@]}"
 
 SANITIZER=$(command -v compute-sanitizer || find /usr/local/cuda*/bin/ -name compute-sanitizer 2>/dev/null | head -n 1)
 if [[ -n $SANITIZER ]]; then
     # Only our kernel is instrumented; the chosen tests reach every size class, dtype and path of it.
-    CHOSEN=(-m gpu tests/test_fused.py tests/test_ops.py -k "half_gradients or opcheck_copy or any_size")
+    CHOSEN=(-m gpu tests/engine/optim/test_fused.py tests/engine/optim/test_ops.py -k "half_gradients or opcheck_copy or any_size")
     for tool in memcheck racecheck synccheck; do
         step "sanitizer-$tool" 60 "$SANITIZER" --tool "$tool" --kernel-regex kns=agc_sgd --error-exitcode 9 \
             "$PYTHON" -m pytest -q -x -p no:cacheprovider "${CHOSEN[@]}"

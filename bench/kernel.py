@@ -22,11 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench import timing
-from engine import bit, ops
-from engine.flat import FlatParameters
-from engine.optim import AgcSgd, named_groups
-from engine.standardized import StandardizedWeights
+from bench.measured import timing
+from engine.network import bit
+from engine.optim import ops
+from engine.optim.agc_sgd import AgcSgd, named_groups
+from engine.optim.flat import FlatParameters
+from engine.optim.standardized import StandardizedWeights
 from loaders.errors import UserError
 
 BYTES = 20

@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from bench import loader_peers, loader_xray, timing
-from bench.loader_peers import Material
+from bench.measured import timing
+from bench.peers import loaders as loader_peers
+from bench.peers import xray as loader_xray
+from bench.peers.loaders import Material
 from loaders.errors import UserError
-from loaders.shard import Pack
-from loaders.transform import natural_train, xray_train
+from loaders.packs.shard import Pack
+from loaders.pipelines.transform import natural_train, xray_train
 
 OURS, CEILING, COLD = "pack, DALI", "DALI graph fed from memory", "pack, DALI, cold cache"
 HOST = "pack, host pipeline"

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import timing
-from bench.loader_peers import drop_cache
-from loaders.listing import TableBuilder, file_in_folder
-from loaders.order import Blocks, epoch_order
-from loaders.shard import Pack, shard_paths
-from loaders.writer import Record, ShardWriter, new_attributes
+from bench.measured import timing
+from bench.peers.loaders import drop_cache
+from loaders.packs.shard import Pack, shard_paths
+from loaders.packs.writer import Record, ShardWriter, new_attributes
+from loaders.pipelines.order import Blocks, epoch_order
+from loaders.sources.listing import TableBuilder, file_in_folder
 
 _KEY = "n{:08d}/n{:08d}_{:07d}.JPEG"  # as long as ImageNet's
 _CLASSES = 21_842

@@ -17,9 +17,9 @@ from pathlib import Path
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from bench import report_tables
-from bench.report_names import cells, read_layout, read_published
-from engine import results
+from bench.paper import tables as report_tables
+from bench.paper.names import cells, read_layout, read_published
+from engine.transfer import results
 from engine.whole import whole
 from loaders.errors import UserError
 
@@ -93,7 +93,7 @@ def tables(found: Sequence[results.Result], out: Path | None, formats: Sequence[
 
 def figures(found: Sequence[results.Result], out: Path, formats: Sequence[str]) -> None:
     """Write all figures that have data to `out`, and say which have none."""
-    from bench import report_figures  # brings matplotlib
+    from bench.paper import figures as report_figures  # brings matplotlib
 
     layout = read_layout()
     drawn = report_figures.figures(cells(found, layout), layout)

@@ -15,13 +15,14 @@ from pathlib import Path
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from bench import plan, scaling_report
-from bench.calibrate import FITTED, calibrate
-from bench.facts import HERE, Cluster, Profile, Published, check_profile, number, read_cluster, read_profile
-from bench.scaling_model import predict, sweep
-from bench.whatif import at_precision, scaled, what_if
-from engine import family
-from engine.launch import detect_launch
+from bench.model import plan
+from bench.model import report as scaling_report
+from bench.model.calibrate import FITTED, calibrate
+from bench.model.facts import HERE, Cluster, Profile, Published, check_profile, number, read_cluster, read_profile
+from bench.model.scaling import predict, sweep
+from bench.model.whatif import at_precision, scaled, what_if
+from engine.comm.launch import detect_launch
+from engine.network import family
 from loaders.errors import UserError
 
 USAGE_ERROR = 2
@@ -44,8 +45,11 @@ def parser() -> argparse.ArgumentParser:
     add("--explain", action="store_true", help="show where the lost percent go at each size")
     modelling = result.add_argument_group("modelling")
     add = modelling.add_argument
-    add("--cluster", default="juwels_booster", help="a name from bench/clusters/, or a YAML file (%(default)s)")
-    add("--profile", help="speed of one GPU: a name from bench/profiles/, or what bench/train_step.py --json wrote")
+    add("--cluster", default="juwels_booster", help="a name from bench/model/clusters/, or a YAML file (%(default)s)")
+    add(
+        "--profile",
+        help="speed of one GPU: a name from bench/model/profiles/, or what bench/train_step.py --json wrote",
+    )
     add("--facts", action="store_true", help="the cluster's facts alone: no calibration on published rows")
     add("--what-if", action="append", default=[], metavar="KEY=VALUE", help="change one thing; may be repeated")
     add("--plan", action="store_true", help="hours, GPU-hours and energy of the pre-training recipes")
@@ -70,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"--gpus is {arguments.gpus}; 1 or more is expected")
         family.member(arguments.model)
         if _measures(arguments):
-            from bench import scaling_measure  # brings torch
+            from bench.measured import scaling as scaling_measure  # brings torch
 
             scaling_measure.run(arguments)
         else:
@@ -85,7 +89,7 @@ def _measures(arguments: argparse.Namespace) -> bool:
         return False
     if arguments.measure:
         return True
-    from bench.steps import tasks  # what the launcher or allocation offers
+    from bench.measured.steps import tasks  # what the launcher or allocation offers
 
     offered = tasks()
     if offered and offered < arguments.gpus and detect_launch().rank == 0:
@@ -146,7 +150,7 @@ def choose_profile(arguments: argparse.Namespace, published: Published | None, c
     if arguments.slice_mib is not None:
         profile = replace(profile, slice_mib=number(arguments.slice_mib, "--slice-mib", zero=False, whole=False))
     if arguments.data != "synthetic":
-        from loaders.shard import Pack
+        from loaders.packs.shard import Pack
 
         pack = Pack.open(arguments.data)
         profile = replace(profile, image_bytes=float(pack.offsets[-1] - pack.offsets[0]) / len(pack))
@@ -170,7 +174,7 @@ def _calibrated(arguments: argparse.Namespace, cluster: Cluster, published: Publ
     if published is None or arguments.facts:
         return cluster, ""
     fitted = calibrate(read_profile(published.profile), cluster, published.rows, published.calibrate_up_to)
-    return fitted, f"fitted to Table 2 up to {published.calibrate_up_to} GPUs (bench/calibrate.py)"
+    return fitted, f"fitted to Table 2 up to {published.calibrate_up_to} GPUs (bench/model/calibrate.py)"
 
 
 def _source(name: str, sources: dict[str, str], calibrated: str) -> str:

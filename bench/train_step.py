@@ -19,13 +19,13 @@ if not __package__:  # run as a file
 
 import torch
 
-from bench import timing
-from bench.facts import number, read_gpu
-from bench.scaling_worker import measure
-from bench.training import Setup, build, from_pack, synthetic
-from engine import family
-from engine.comm import Communicator
-from engine.launch import Launch
+from bench.measured import timing
+from bench.measured.training import Setup, build, from_pack, synthetic
+from bench.measured.worker import measure
+from bench.model.facts import number, read_gpu
+from engine.comm.communicator import Communicator
+from engine.comm.launch import Launch
+from engine.network import family
 from loaders.errors import UserError
 
 USAGE_ERROR = 2

@@ -14,9 +14,9 @@ from typing import NoReturn, TypeVar
 
 from omegaconf import OmegaConf
 
-from engine.comm import Communicator, SharedError, Stopped, connect
-from engine.configure import explain, load, recipes, to_yaml, variants
-from engine.launch import detect_launch
+from engine.comm.communicator import Communicator, SharedError, Stopped, connect
+from engine.comm.launch import detect_launch
+from engine.config.loading import explain, load, recipes, to_yaml, variants
 from loaders.errors import UserError
 
 USAGE_ERROR, INTERRUPTED, UNREAD = 2, 130, 141

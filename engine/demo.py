@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from engine import cli
-from engine.mpirun import rank_command, rank_environment
+from engine.comm.mpirun import rank_command, rank_environment
 from engine.report import report
 from loaders.errors import UserError
 

@@ -10,11 +10,13 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from engine import assemble, cli, hooks, metrics, transfer
-from engine.comm import Communicator
-from engine.config import FinetuneConfig
-from engine.configure import to_yaml, variants
-from engine.trainer import Trainer
+from engine import cli
+from engine.comm.communicator import Communicator
+from engine.config.loading import to_yaml, variants
+from engine.config.schema import FinetuneConfig
+from engine.training import assemble, hooks, metrics
+from engine.training.trainer import Trainer
+from engine.transfer import plan as transfer
 from loaders.errors import UserError
 
 ABOUT = """Fine-tune a pre-trained network on a target, by the BiT-HyperRule, and score it on the whole test set.

@@ -6,12 +6,14 @@ import json
 from functools import partial
 from pathlib import Path
 
-from engine import assemble, bit, checkpoint, cli, hooks, metrics, weights
-from engine.comm import Communicator
-from engine.config import PretrainConfig
-from engine.configure import to_yaml
-from engine.timetable import Timetable, timetable
-from engine.trainer import Hook, Trainer
+from engine import cli
+from engine.comm.communicator import Communicator
+from engine.config.loading import to_yaml
+from engine.config.schema import PretrainConfig
+from engine.network import bit, weights
+from engine.training import assemble, checkpoint, hooks, metrics
+from engine.training.timetable import Timetable, timetable
+from engine.training.trainer import Hook, Trainer
 from loaders.errors import UserError
 
 ABOUT = """Pre-train a network of the BiT family from a packed dataset.

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engine import cli
-from engine.fewshot import by_shots, in_words
-from engine.results import Result, Score, read, score
+from engine.transfer.fewshot import by_shots, in_words
+from engine.transfer.results import Result, Score, read, score
 from engine.whole import whole
 from loaders.errors import UserError
 

@@ -16,13 +16,15 @@ from pathlib import Path
 
 import torch
 
-from engine import assemble, cli, feed, fewshot, results, sweep_file
-from engine.comm import Communicator
+from engine import cli
+from engine.comm.communicator import Communicator
+from engine.comm.launch import Launch, detect_launch
 from engine.finetune import check_writable, finetune, fingerprint
-from engine.launch import Launch, detect_launch
-from engine.sweep_file import Run
+from engine.training import assemble, feed
+from engine.transfer import fewshot, results, sweep_file
+from engine.transfer.sweep_file import Run
 from loaders.errors import UserError
-from loaders.shard import Pack
+from loaders.packs.shard import Pack
 
 ABOUT = """Fine-tune on targets × checkpoints × shots × seeds, as one file says, and collect the results.
 

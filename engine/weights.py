@@ -1,8 +1,4 @@
-"""Weights of BiT networks: read from whatever wrote them, put into a model, and converted.
-
-A state is a dict of parameter name → tensor, with the names of `engine.bit`, which are those of the published
-PyTorch code. Nothing that a file contains is ever executed.
-"""
+"""`python -m engine.weights convert FROM TO`: weights of BiT networks in the formats that people use, both ways."""
 
 from __future__ import annotations
 
@@ -12,19 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from engine import bit, checkpoint, cli, formats
-from engine.bit import MEMBERS
-from engine.matching import check, member
-from engine.naming import HEAD, timm_network
+from engine import cli
+from engine.network import bit, formats
+from engine.network.bit import MEMBERS
+from engine.network.matching import check, member
+from engine.network.naming import HEAD, timm_network
+from engine.network.weights import FOLDER_FILE, load
+from engine.training import checkpoint
 from engine.whole import whole
 from loaders.errors import UserError
-
-__all__ = ["Written", "apply", "convert", "load", "member"]
-
-FOLDER_FILE = checkpoint.WEIGHTS
-"""The file that a folder of a run stands for."""
 
 ENDINGS = {".safetensors": "safetensors", ".pth": "pth", ".pth.tar": "pth", ".npz": "npz"}
 """How the name of a file to write ends → its format."""
@@ -54,48 +48,12 @@ then, with timm:
 The classifier comes along, whatever its classes. TO is read back and compared before it gets its name."""
 
 
-def load(path: str | Path) -> dict[str, Tensor]:
-    """The state in a file, on the CPU, in the dtypes that the file has.
-
-    Known by their content, not by their names: safetensors; the official `.npz` of BiT; `.pth` and `.pth.tar`
-    of PyTorch, as a state dict or with one as the entry `model` or `state_dict`, with or without the prefix
-    `module.`; safetensors and PyTorch also with timm's names of a BiT, which are translated; and a folder that
-    has a `weights.safetensors`. UserError: nothing there, another format, a damaged file, a pickle that asks
-    for more than tensors, a weight that is not finite.
-    """
-    if not str(path):
-        raise UserError("no checkpoint is named; give a file or a run's folder")
-    path = Path(path)
-    if path.is_dir():
-        path = path / FOLDER_FILE
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}; give a file or a folder that has a {FOLDER_FILE}")
-    state = formats.read(path)
-    for name, tensor in state.items():
-        if not torch.isfinite(tensor).all():
-            raise UserError(f"{path} has a weight that is not finite, in {name}; take an earlier checkpoint")
-    return state
-
-
-def apply(model: nn.Module, state: dict[str, Tensor], *, new_head: bool) -> None:
-    """Copies a state into a model, or changes nothing and raises UserError where it does not fit.
-
-    With `new_head` the model keeps its own classifier and the state's is ignored, whatever its size.
-    """
-    own = model.state_dict()
-    if new_head:
-        own = {name: tensor for name, tensor in own.items() if not name.startswith(HEAD)}
-        state = {name: tensor for name, tensor in state.items() if not name.startswith(HEAD)}
-    check(state, own)
-    model.load_state_dict(state, strict=not new_head)
-
-
 @dataclass(frozen=True)
 class Written:
     """What `convert` wrote."""
 
     network: str
-    """Its name in `engine.bit.MEMBERS`."""
+    """Its name in `engine.network.bit.MEMBERS`."""
     parameters: int
     classes: int | None
     """Outputs of the classifier; None where the weights have none."""

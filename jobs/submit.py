@@ -27,8 +27,8 @@ if not __package__:  # run as a file
 
 import yaml
 
-from engine.config import FinetuneConfig, PretrainConfig
-from engine.configure import load, variants
+from engine.config.loading import load, variants
+from engine.config.schema import FinetuneConfig, PretrainConfig
 from loaders.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,7 +78,7 @@ def script(arguments: argparse.Namespace) -> str:
         values |= {"RECIPE": recipe, "NAME": name, "SETTINGS": rest, "STEP_OPTIONS": cluster["step"],
                    "RUNS_OF_SWEEP": [" ".join(run) for run in runs]}  # fmt: skip
     elif what == "sweep":
-        from engine import sweep_file  # imports torch, which the other jobs need not wait for
+        from engine.transfer import sweep_file  # imports torch, which the other jobs need not wait for
 
         file = Path(recipe).resolve()
         with contextlib.chdir(ROOT):  # where the job runs: its paths start there

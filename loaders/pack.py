@@ -13,11 +13,11 @@ import numpy as np
 from tqdm import tqdm
 
 from loaders.errors import UserError
-from loaders.packing import Options, Report, pack
-from loaders.ranks import Alone, MpiRanks
-from loaders.select import PARTS
-from loaders.shard import Pack
-from loaders.sources import kinds
+from loaders.packing.ranks import Alone, MpiRanks
+from loaders.packing.spreading import Options, Report, pack
+from loaders.packs.shard import Pack
+from loaders.sources.registry import kinds
+from loaders.sources.select import PARTS
 
 
 def _pack_command(argv: Sequence[str]) -> int:

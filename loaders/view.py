@@ -10,11 +10,19 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from loaders.batches import BACKENDS, eval_batches, train_batches
 from loaders.errors import UserError
-from loaders.order import EvalPlan, TrainPlan
-from loaders.shard import Pack
-from loaders.transform import Transform, bit_eval, bit_train, natural_eval, natural_train, xray_eval, xray_train
+from loaders.packs.shard import Pack
+from loaders.pipelines.batches import BACKENDS, eval_batches, train_batches
+from loaders.pipelines.order import EvalPlan, TrainPlan
+from loaders.pipelines.transform import (
+    Transform,
+    bit_eval,
+    bit_train,
+    natural_eval,
+    natural_train,
+    xray_eval,
+    xray_train,
+)
 
 TRANSFORMS = {
     "natural-train": lambda size: natural_train(size),

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.comm import has_horovod
-from engine.mpirun import rank_command, rank_environment
+from engine.comm.communicator import has_horovod
+from engine.comm.mpirun import rank_command, rank_environment
 
 ROOT = Path(__file__).parents[1]
 

@@ -5,13 +5,14 @@ Parity on the GPU is in test_fused.py and test_standardized.py, parametrized by 
 
 import pytest
 import torch
-from agc_cases import SETTINGS, Bag, Oracle, arrange, assert_close, give, gradients, odd_shapes
 
 from bench.kernel import launches
-from engine import bit, ops
-from engine.flat import FlatParameters
-from engine.optim import AgcSgd, named_groups
-from engine.standardized import StandardizedWeights
+from engine.network import bit
+from engine.optim import ops
+from engine.optim.agc_sgd import AgcSgd, named_groups
+from engine.optim.flat import FlatParameters
+from engine.optim.standardized import StandardizedWeights
+from tests.support.agc_cases import SETTINGS, Bag, Oracle, arrange, assert_close, give, gradients, odd_shapes
 
 pytestmark = pytest.mark.gpu
 NETWORK = "R20x0.5-32px"

@@ -15,11 +15,11 @@ MODULES = {
 TOP_LEVEL = {"setup.py", "csrc", "engine", "loaders", "bench", "jobs", "tests", "README.md", "docs",
              "Makefile", "pyproject.toml", ".ci", ".gitignore", "LICENSE"}  # fmt: skip
 ONLY_IN = {
-    "horovod": {"engine.comm"},
-    "nvidia": {"loaders.dali", "bench.loader_peers"},
-    "h5py": {"loaders.hdf5", "loaders.shard"},
-    "mpi4py": {"loaders.ranks", "engine.comm"},
-    "torchxrayvision": {"loaders.xray_labels", "bench.loader_xray"},
+    "horovod": {"engine.comm.communicator"},
+    "nvidia": {"loaders.pipelines.dali", "bench.peers.loaders"},
+    "h5py": {"loaders.packs.hdf5", "loaders.packs.shard"},
+    "mpi4py": {"loaders.packing.ranks", "engine.comm.communicator"},
+    "torchxrayvision": {"loaders.sources.kinds.xray.labels", "bench.peers.xray"},
 }
 
 

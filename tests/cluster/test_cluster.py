@@ -7,9 +7,9 @@ import sys
 import pytest
 import yaml
 
-from engine import checkpoint
+from engine.training import checkpoint
 from tests.conftest import ROOT
-from tests.test_submit import all_scripts
+from tests.jobs.test_submit import all_scripts
 
 SHORT = ["schedule.epochs=null", "schedule.steps=20", "schedule.warmup_steps=2", "train.log_every=1"]
 LIMIT_STEPS = 320
@@ -19,7 +19,7 @@ SLOW = """
 import os
 if os.environ.get("SLURM_STEP_NUM_TASKS") and not os.environ.get("SLURM_RESTART_COUNT"):
     import time
-    from engine.trainer import Trainer
+    from engine.training.trainer import Trainer
     whole = Trainer.train_step
     def train_step(self, micro_batches):
         time.sleep(0.2)

@@ -1,0 +1,1 @@
+"""What measures: timing in turns, the timed trainer, its ranks."""

@@ -1,0 +1,1 @@
+"""The scaling model, and the facts that it computes from."""

@@ -1,0 +1,1 @@
+"""Other loaders, measured beside ours."""

@@ -1,0 +1,20 @@
+// The operator families of the `boosterbit` library. Each has a folder, and hands what it registers to register.cpp.
+#pragma once
+
+#include <torch/library.h>
+
+namespace boosterbit {
+
+// Adds a family's schemas, or its kernels for one dispatch key, to the library.
+using Registration = void (*)(torch::Library&);
+
+struct Family {
+  Registration schemas;
+  Registration cpu;
+  Registration cuda;  // null in a build without CUDA
+  Registration meta;
+};
+
+extern const Family agc_sgd_family;
+
+}  // namespace boosterbit

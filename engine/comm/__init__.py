@@ -1,0 +1,1 @@
+"""How ranks find each other and talk: one small interface, one file for each kind."""

@@ -1,0 +1,202 @@
+"""From a recipe (YAML) and `key=value` on the command line to a checked configuration, before anything starts.
+
+OmegaConf merges, interpolates and checks types. An unknown key is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import io
+import itertools
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from engine.config.schema import FinetuneConfig, PretrainConfig
+from loaders.errors import UserError
+
+Config = TypeVar("Config", PretrainConfig, FinetuneConfig)
+
+
+def recipes(kind: str) -> dict[str, Path]:
+    """Recipes that come with the engine: name → file; kind "pretrain" or "finetune"."""
+    folder = Path(str(resources.files("engine.config") / "recipes" / kind))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml")) if not path.stem.startswith("_")}
+
+
+def load(schema: type[Config], recipe: str, overrides: list[str], kind: str) -> Config:
+    """The configuration of `recipe` (a name from `recipes(kind)` or a YAML file) with `key=value` overrides.
+
+    Raises UserError for an unknown recipe or key (naming the nearest), a value of the wrong type, a missing value.
+    """
+    from_file = _read(recipe, kind)
+    from_line = OmegaConf.create({})
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"{text!r} is not key=value; for example train.global_batch=256")
+        if not value:
+            raise UserError(f"{key}= has no value; give one, or {key}=null for none")
+        try:
+            from_line = OmegaConf.merge(from_line, OmegaConf.from_dotlist([text]))
+        except (OmegaConfBaseException, yaml.YAMLError) as error:
+            raise UserError(f"cannot read {text!r}: {_first_line(error)}") from error
+    for given, origin in ((from_file, recipe), (from_line, "the command line")):
+        _rename(given)
+        _check_keys(schema, given, "", origin)
+    try:
+        base = OmegaConf.structured(schema)
+        _thaw(base)
+        merged = OmegaConf.merge(base, from_file, from_line)
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            names = ", ".join(f"{key.removesuffix('_')}=…" for key in missing)
+            raise UserError(f"{recipe} leaves open what the command line must say: {names}")
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        key = (getattr(error, "full_key", None) or "value").removesuffix("_")
+        raise UserError(f"{recipe}: {key}: {_first_line(error)}") from error
+
+
+def variants(overrides: list[str], keys: tuple[str, ...]) -> list[list[str]]:
+    """One list of overrides for each combination of comma-separated values that `keys` have: `seed=0,1,2` is three."""
+    choices = []
+    for text in overrides:
+        key, _, value = text.partition("=")
+        choices.append([f"{key}={one.strip()}" for one in value.split(",")] if key in keys else [text])
+    return [list(chosen) for chosen in itertools.product(*choices)]
+
+
+def to_yaml(config: PretrainConfig | FinetuneConfig) -> str:
+    """The resolved configuration as YAML that `load` reads back."""
+    plain = dataclasses.asdict(config)
+    if "from_" in plain:
+        plain["from"] = plain.pop("from_")
+    return OmegaConf.to_yaml(OmegaConf.create(plain))
+
+
+def explain(schema: type) -> str:
+    """All keys with their defaults and comments, as they stand in engine/config/schema.py: the text of `--help`."""
+    return "\n".join(_explain(schema, "", None))
+
+
+def _explain(schema: type, prefix: str, section: Any) -> list[str]:
+    lines = []
+    comments = _comments(schema)
+    for item in dataclasses.fields(schema):
+        if section is not None:
+            default = getattr(section, item.name)
+        else:
+            default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+        name = prefix + item.name.removesuffix("_")
+        if dataclasses.is_dataclass(default):
+            lines.extend(_explain(type(default), f"{name}.", default))
+            continue
+        shown = "…" if default == MISSING else "none" if default is None else default
+        lines.append(f"  {f'{name}={shown}':<40} {comments.get(item.name, '')}".rstrip())
+    return lines
+
+
+def _comments(schema: type) -> dict[str, str]:
+    found = {}
+    sources = [inspect.getsource(cls) for cls in schema.__mro__ if dataclasses.is_dataclass(cls)]
+    for line in "\n".join(sources).splitlines():
+        code, _, comment = line.partition("  # ")
+        if ":" in code:
+            found[code.split(":")[0].strip()] = comment.strip()
+    return found
+
+
+def _read(recipe: str, kind: str) -> DictConfig:
+    known = recipes(kind)
+    path = known.get(recipe) or Path(recipe)
+    if not path.is_file():
+        near = difflib.get_close_matches(recipe, known, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(
+            f"recipe {recipe!r}: neither a file nor one of {', '.join(known)}{hint} (--list describes them)"
+        )
+    return _with_base(path)
+
+
+def _with_base(path: Path) -> DictConfig:
+    """The content of a YAML file, merged into that of the file beside it that its key `extends` names."""
+    try:
+        content = OmegaConf.load(io.StringIO(path.read_text()))
+    except Exception as error:  # OmegaConf passes on whatever the YAML parser raises
+        raise UserError(f"{path} is not readable YAML: {_first_line(error)}") from error
+    if not isinstance(content, DictConfig):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a mapping of keys to values")
+    base = content.pop("extends", None)
+    if base is None:
+        return content
+    file = path.with_name(f"{base}.yaml")
+    if not file.is_file() or file == path:
+        raise UserError(f"{path} extends {base}, but there is no other file {file}")
+    return OmegaConf.merge(_with_base(file), content)
+
+
+def _rename(given: DictConfig) -> None:
+    # Python keeps the word `from` for itself, so the field is called `from_`.
+    if "from" in given:
+        given["from_"] = given.pop("from")
+
+
+def _check_keys(schema: type, given: Any, prefix: str, origin: str) -> None:
+    fields = {item.name: item for item in dataclasses.fields(schema)}
+    for key in given:
+        full = f"{prefix}{key}"
+        if key not in fields:
+            known = [name.removesuffix("_") for name in _all_keys(schema, prefix)]
+            wrong = full + _first_leaf(given[key])
+            near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.0)
+            raise UserError(f"unknown key {wrong} in {origin}; the nearest known key is {near[0]}")
+        default = fields[key].default_factory
+        section = default() if default is not dataclasses.MISSING else None
+        if dataclasses.is_dataclass(section) and OmegaConf.is_missing(given, key) is False:
+            value = given[key]
+            if not isinstance(value, DictConfig):
+                raise UserError(
+                    f"{full}={value} in {origin}: {full} is a section; set one of its keys, such as "
+                    f"{next(iter(_all_keys(type(section), f'{full}.')))}"
+                )
+            _check_keys(type(section), value, f"{full}.", origin)
+
+
+def _first_leaf(value: Any) -> str:
+    """`.key.key…` down to the first value below a section; empty for a value."""
+    if not isinstance(value, DictConfig) or not value:
+        return ""
+    key = next(iter(value))
+    return f".{key}{_first_leaf(value[key])}"
+
+
+def _all_keys(schema: type, prefix: str) -> list[str]:
+    keys = []
+    for item in dataclasses.fields(schema):
+        section = item.default_factory() if item.default_factory is not dataclasses.MISSING else None
+        if dataclasses.is_dataclass(section):
+            keys.extend(_all_keys(type(section), f"{prefix}{item.name}."))
+        else:
+            keys.append(prefix + item.name)
+    return keys
+
+
+def _thaw(node: DictConfig) -> None:
+    # Frozen dataclasses arrive read-only; they are merged into before they become objects again.
+    OmegaConf.set_readonly(node, None)
+    for key in node:
+        if not OmegaConf.is_missing(node, key) and isinstance(node._get_node(key), DictConfig):
+            _thaw(node._get_node(key))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,1 @@
+"""The BiT family: its networks, its names, and the formats of its weights."""

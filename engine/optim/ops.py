@@ -1,0 +1,183 @@
+"""The compiled operators of `torch.ops.boosterbit`: whether they are there, their tables, and an eager oracle.
+
+    agc_sgd_(param, grad, momentum, units, classes, lr, hyper, *, grad_scale, found_inf, copy)
+    agc_sgd_list_(params, grads, momenta, units, classes, lr, hyper, *, grad_scale, found_inf, copies)
+
+One call is one step of all units in the table. `param` and `momentum` are float32, `grad` and `copy` float32, float16
+or bfloat16; each is dense in memory, and all have the same layout. Elements are numbered by their place in memory, so
+a row of a channels-last weight is as contiguous as any. `lr` is float32, one value or one per row of `hyper`.
+`grad_scale` and `found_inf` are what `torch.amp.GradScaler` hands to fused optimizers: one float32 each, on the device;
+gradients are divided by the one, and nothing at all is written where the other is not zero. `copy` gets the new
+parameters in its own dtype.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from loaders.errors import UserError
+
+HOW_TO_BUILD = "python setup.py build_ext --inplace (make env does it)"
+HYPER_COLUMNS = ("momentum", "weight_decay", "clipping", "eps", "nesterov", "standardize_eps")
+"""Columns of the float32 `hyper` table; a negative clipping or standardize_eps means none."""
+FREE_LENGTH = 4096
+"""Elements of a unit where norms do not matter: any cut is right, and this one spreads well over a device."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A parameter's place among the tensors of a call."""
+
+    shape: Sequence[int]
+    offset: int
+    """Elements before it in its tensor."""
+    hyper: int
+    """Its row of the hyper table."""
+    tensor: int = 0
+    """Which tensor of the call it lies in; 0 for flat storage."""
+    free: bool = False
+    """Neither clipped nor standardized: its units need not be its rows."""
+
+
+@dataclass(frozen=True)
+class UnitTable:
+    """The units of a call."""
+
+    units: Tensor
+    """(U, 4) int64: offset, length, row of the hyper table, tensor. The longest first."""
+    classes: list[int]
+    """Units in each size class of csrc/agc_sgd/rows.h, the longest first; their sum is U."""
+
+    def to(self, device: torch.device) -> UnitTable:
+        """The table on a device. The host does not wait."""
+        return UnitTable(to_device(self.units, device), self.classes)
+
+
+def loaded() -> bool:
+    """Whether the extension is built; loads it."""
+    if importlib.util.find_spec("engine._C") is None:
+        return False
+    importlib.import_module("engine._C")
+    return True
+
+
+def supports(device: torch.device) -> bool:
+    """Whether the extension is built with a kernel for this kind of device."""
+    keys = {"cpu": "CPU", "cuda": "CUDA"}
+    return (
+        device.type in keys
+        and loaded()
+        and torch._C._dispatch_has_kernel_for_dispatch_key("boosterbit::agc_sgd_", keys[device.type])
+    )
+
+
+def require(device: torch.device) -> None:
+    """UserError that says how to build the extension, where it is missing or has no kernel for `device`."""
+    if not loaded():
+        raise UserError(f"the fused optimizer is not built; build it with {HOW_TO_BUILD}, or choose foreach or auto")
+    if not supports(device):
+        raise UserError(
+            f"the fused optimizer is built without a kernel for {device.type}; with a CUDA toolkit (nvcc) at "
+            f"hand build it again: BOOSTERBIT_CUDA=1 {HOW_TO_BUILD}, or choose foreach or auto"
+        )
+
+
+def has_contiguous_rows(tensor: Tensor) -> bool:
+    """Whether `tensor` is dense and each `tensor[i]` one piece of memory, as for contiguous and channels-last."""
+    if tensor.numel() == 0 or tensor.ndim == 0:
+        return True
+    dense = torch.ops.aten.is_non_overlapping_and_dense(tensor)
+    return dense and (tensor.ndim == 1 or len(tensor) == 1 or tensor.stride(0) == tensor.numel() // len(tensor))
+
+
+def unit_table(regions: Iterable[Region]) -> UnitTable:
+    """The units of `regions`, on the CPU: output rows (`p[i]`) for 2 or more dimensions, the whole for fewer.
+
+    Empty parameters have none. ValueError for a region that starts before its tensor.
+    """
+    parts = []
+    for region in regions:
+        if region.offset < 0 or region.hyper < 0 or region.tensor < 0:
+            raise ValueError(f"{region}: offset, hyper and tensor must be 0 or more")
+        numel = int(np.prod(region.shape, dtype=np.int64))
+        if numel == 0:
+            continue
+        if region.free:
+            starts = np.arange(0, numel, FREE_LENGTH)
+            lengths = np.minimum(FREE_LENGTH, numel - starts)
+        else:
+            rows = region.shape[0] if len(region.shape) > 1 else 1
+            lengths = np.full(rows, numel // rows)
+            starts = np.arange(rows) * lengths
+        part = np.empty((len(starts), 4), dtype=np.int64)
+        part[:, 0], part[:, 1], part[:, 2], part[:, 3] = region.offset + starts, lengths, region.hyper, region.tensor
+        parts.append(part)
+    units = torch.from_numpy(np.concatenate(parts) if parts else np.empty((0, 4), dtype=np.int64))
+    return UnitTable(units, torch.ops.boosterbit.sort_units_(units))
+
+
+def hyper_row(settings: Mapping[str, Any], standardize_eps: float | None = None) -> tuple[float, ...]:
+    """A row of the hyper table from the settings of a parameter group."""
+    clipping = settings["clipping"]
+    return (
+        float(settings["momentum"]),
+        float(settings["weight_decay"]),
+        -1.0 if clipping is None else float(clipping),
+        float(settings["eps"]),
+        float(settings["nesterov"]),
+        -1.0 if standardize_eps is None else float(standardize_eps),
+    )
+
+
+def to_device(table: Tensor, device: torch.device) -> Tensor:
+    """A host table on a device, without the host waiting for it."""
+    if device.type != "cuda":
+        return table.to(device)
+    return table.pin_memory().to(device, non_blocking=True)
+
+
+def eager_step(
+    param: Tensor,
+    grad: Tensor,
+    momentum: Tensor,
+    *,
+    lr: float,
+    hyper: Sequence[float],
+    grad_scale: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the operators compute for one parameter, in float64: new parameter, momentum, and copy.
+
+    `hyper`: a row as from `hyper_row`. The copy is the new parameter, or with a standardize_eps of 0 or more its
+    standardized rows; `grad` is then the gradient of such rows. Written for clearness, the oracle of the tests.
+    """
+    decay, weight_decay, clipping, eps, nesterov, standardize_eps = hyper
+    p, m, g = param.double(), momentum.double(), grad.double() / grad_scale
+    if standardize_eps >= 0:
+        raw = p.clone().requires_grad_()
+        with torch.enable_grad():
+            (g,) = torch.autograd.grad(eager_standardize(raw, standardize_eps), raw, g)
+    if clipping >= 0:
+        dims = tuple(range(1, p.ndim)) if p.ndim > 1 else None
+        # vector_norm scales nothing: in double, squares of 1e30 are no matter.
+        limit = clipping * torch.linalg.vector_norm(p, dim=dims, keepdim=p.ndim > 1).clamp(min=eps)
+        norm = torch.linalg.vector_norm(g, dim=dims, keepdim=p.ndim > 1)
+        g = torch.where(norm > limit, g * (limit / norm.clamp(min=1e-6)), g)
+    g = g + weight_decay * p
+    m = decay * m + g
+    p = p - lr * (g + decay * m if nesterov else m)
+    return p, m, eager_standardize(p, standardize_eps) if standardize_eps >= 0 else p
+
+
+def eager_standardize(weight: Tensor, eps: float) -> Tensor:
+    """Each `weight[i]` with mean 0 and biased variance 1, as arXiv 1903.10520 equation 10 writes it."""
+    dims = tuple(range(1, weight.ndim))
+    centred = weight - weight.mean(dims, keepdim=True)
+    return centred / (centred.square().mean(dims, keepdim=True) + eps).sqrt()

@@ -1,0 +1,1 @@
+"""A run: its parts, the training step, and what happens beside it."""

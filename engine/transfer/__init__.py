@@ -1,0 +1,1 @@
+"""What fine-tuning adds: targets, shots, the BiT-HyperRule, sweeps, results."""

@@ -1,0 +1,197 @@
+"""What a sweep file asks for: read, checked before anything runs, and multiplied out into single runs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+
+from engine.config import loading
+from engine.config.schema import FinetuneConfig
+from engine.network import family
+from engine.training import feed
+from engine.transfer import fewshot
+from loaders.errors import UserError, shorten
+from loaders.packs.shard import Pack
+
+SWEEP_KEYS = ("name", "folder", "checkpoints", "shots", "seeds", "set", "targets")
+TARGET_KEYS = ("recipe", "train", "test", "shots", "seeds", "checkpoints", "set")
+DECIDED = {"from": "checkpoints", "source": "checkpoints", "shots": "shots", "seed": "seeds", "results": "folder",
+           "folder": "folder", "data.train": "train", "data.test": "test", "data.name": "targets"}  # fmt: skip
+"""Settings that a sweep has keys of its own for."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fine-tuning run of a sweep."""
+
+    target: str
+    checkpoint: str
+    shots: str
+    seed: int
+    config: FinetuneConfig
+
+    @property
+    def key(self) -> tuple:
+        """What tells it from the other runs, as its line of results has it."""
+        return self.target, self.checkpoint, self.shots, self.seed
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.checkpoint} → {self.target}, {fewshot.in_words(self.shots)}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All runs of a sweep file, in its order."""
+
+    path: Path
+    results: Path
+    """The JSONL file to which each run appends a line."""
+    runs: list[Run]
+
+
+def read(path: Path) -> Sweep:
+    """The sweep of a YAML file (`python -m engine.sweep --help` shows one).
+
+    Every run's settings, packs and shots are checked now. UserError: an unknown key (with the nearest), a missing
+    one, a checkpoint or pack that is not there, packs of other classes, shots of a target with label vectors.
+    """
+    content = _mapping(path)
+    _check_keys(content, SWEEP_KEYS, str(path))
+    for key in ("name", "checkpoints", "targets"):
+        if not content.get(key):
+            raise UserError(f"{path} has no {key}: …; see python -m engine.sweep --help")
+    checkpoints, targets = _section(content, "checkpoints", path), _section(content, "targets", path)
+    checkpoints = {str(name): place for name, place in checkpoints.items()}
+    places = {name: str(place) for name, place in checkpoints.items()}
+    absent = [f"{place} ({name})" for name, place in places.items() if place != "random" and not Path(place).exists()]
+    if absent:
+        raise UserError(f"{path}: there is no checkpoint {shorten(absent)}; take away what you do not have")
+    folder = Path(str(content.get("folder") or f"runs/{content['name']}"))
+    results = folder / "results.jsonl"
+    runs = []
+    for name, target in targets.items():
+        if not isinstance(target, Mapping):
+            raise UserError(f"{path}: target {name} is {target!r}; expected keys such as train: … and test: …")
+        _check_keys(target, TARGET_KEYS, f"{path}, target {name}")
+        sweep = {key: value for key, value in content.items() if value is not None} | {"checkpoints": checkpoints}
+        runs += _runs(str(name), target, sweep, results, path)
+    return Sweep(path, results, runs)
+
+
+def _runs(name: str, target: Mapping, sweep: Mapping, results: Path, path: Path) -> list[Run]:
+    where = f"{path}, target {name}"
+    for key in ("train", "test"):
+        if not target.get(key):
+            raise UserError(f"{where}: {key}: … is missing, the pack")
+        if not all(isinstance(place, str) for place in _list(target[key])):
+            raise UserError(f"{where}: {key} is {target[key]!r}; expected the file of a pack, or a list of such")
+    chosen = {**sweep, **{key: value for key, value in target.items() if value is not None}}
+    for key in ("shots", "seeds", "checkpoints"):
+        if chosen.get(key) == []:
+            raise UserError(f"{where}: {key} is an empty list, so nothing would run; take it away, or name one or more")
+    shots = _distinct(str(each) for each in _list(chosen.get("shots", "full")))
+    _check_packs(target, shots, where)
+    config = _config(name, target, sweep, results)
+    names = _distinct(str(each) for each in _list(chosen["checkpoints"]))
+    for checkpoint in names:
+        if checkpoint not in sweep["checkpoints"]:
+            raise UserError(f"{where}: no checkpoint {checkpoint!r}; there are {shorten(list(sweep['checkpoints']))}")
+        if config.model is None and str(sweep["checkpoints"][checkpoint]) == "random":
+            raise UserError(f"{where}: random weights of which network? Say it under set:, as model: …")
+    if config.model is not None:
+        family.member(config.model)
+    seeds = _distinct(_list(chosen.get("seeds", [0, 1, 2, 3, 4])))
+    if wrong := [seed for seed in seeds if type(seed) is not int]:
+        raise UserError(f"{where}: seeds: {wrong[0]!r} is not a whole number")
+    return [
+        Run(name, checkpoint, each, seed, replace(
+            config, from_=str(sweep["checkpoints"][checkpoint]), source=checkpoint, shots=each, seed=seed
+        ))
+        for checkpoint in names
+        for each in shots
+        for seed in seeds
+    ]  # fmt: skip
+
+
+def _config(name: str, target: Mapping, sweep: Mapping, results: Path) -> FinetuneConfig:
+    """What the runs of a target have in common."""
+    packs = {key: target[key] for key in ("train", "test")}
+    words = settings({"from": "random", "results": str(results), "data": {"name": name, **packs}})
+    for chosen, place in ((sweep.get("set") or {}, "set"), (target.get("set") or {}, f"targets.{name}.set")):
+        if not isinstance(chosen, Mapping):
+            raise UserError(f"{place} is {chosen!r}; expected settings of engine.finetune, such as lr: 0.003")
+        more = settings(chosen)
+        if taken := [key for key in (word.partition("=")[0] for word in more) if key in DECIDED]:
+            raise UserError(f"{place} holds {taken[0]}, which a sweep sets itself; say it with {DECIDED[taken[0]]}: …")
+        words += more
+    return loading.load(FinetuneConfig, str(target.get("recipe") or name), words, "finetune")
+
+
+def _check_packs(target: Mapping, shots: list[str], where: str) -> None:
+    train = Pack.open(target["train"])
+    feed.open_test(target["test"], train)
+    if train.labels.ndim > 1 and shots != ["full"]:
+        raise UserError(
+            f"{where}: shots: [{', '.join(shots)}], but {train.path} has several labels per image, so there are no "
+            "images of one class to draw; say shots: full"
+        )
+
+
+def settings(content: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """A mapping of settings, nested as a recipe is, as `key=value` words."""
+    words = []
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            words += settings(value, f"{prefix}{key}.")
+        else:
+            text = yaml.safe_dump(value, default_flow_style=True, width=float("inf")).splitlines()[0]
+            words.append(f"{prefix}{key}={text}")
+    return words
+
+
+def _mapping(path: Path) -> dict:
+    try:
+        content = OmegaConf.to_container(OmegaConf.create(path.read_text()), resolve=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; see python -m engine.sweep --help") from error
+    except InterpolationResolutionError as error:
+        said = str(error).splitlines()[0].partition("resolving interpolation: ")[2] or error
+        raise UserError(f"{path} names what is not there: {said}; set it, such as export RUNS=$SCRATCH/runs") from error
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no mapping of keys to values; see python -m engine.sweep --help")
+    return content
+
+
+def _section(content: Mapping, key: str, path: Path) -> Mapping:
+    if not isinstance(content[key], Mapping):
+        raise UserError(f"{path}: {key} is {content[key]!r}; expected a name and a value on each line")
+    return content[key]
+
+
+def _check_keys(content: Mapping, known: tuple[str, ...], where: str) -> None:
+    for key in content:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
+            raise UserError(f"{where}: unknown key {key}; the nearest known key is {near[0]}")
+
+
+def _distinct(values: Iterable) -> list:
+    """What is named twice runs once."""
+    return list(dict.fromkeys(values))
+
+
+def _list(value: Any) -> list:
+    if isinstance(value, Mapping):
+        return list(value)
+    return list(value) if isinstance(value, list) else [value]

@@ -1,0 +1,1 @@
+"""The format of packs: read, write, verify, join."""

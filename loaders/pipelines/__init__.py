@@ -1,0 +1,1 @@
+"""From a pack to batches: the order of samples, their augmentation, and the pixels."""

@@ -1,0 +1,59 @@
+"""Records that turn out unusable while a run reads them: replaced, reported, counted, and too many end the run."""
+
+import logging
+
+import numpy as np
+
+from loaders.errors import UserError
+from loaders.packs.shard import Pack
+
+UNSOUND = "its bytes do not match their checksum"
+_LOG = logging.getLogger(__name__)
+
+
+class BadRecords:
+    """The unusable records among those of `pool` (n,) that were met so far; at most `budget` different ones."""
+
+    def __init__(self, pack: Pack, pool: np.ndarray, budget: int):
+        self.found: dict[int, str] = {}
+        """Fault by record number."""
+        self._pack, self._pool, self._budget = pack, np.unique(pool), budget
+        self._seen = 0
+
+    def report(self, record: int, reason: str) -> None:
+        """Note a bad record. UserError when the budget is spent."""
+        self.found[record] = reason
+        name = f"record {record} ({self._pack.keys[record]})"
+        if len(self.found) > self._budget:
+            raise UserError(
+                f"{self._pack.path}: {name} cannot be used: {reason}. Unusable so far: {sorted(self.found)}; more than"
+                f" data.bad_budget={self._budget}; {self._advice()}"
+            )
+        _LOG.warning("%s: %s is replaced by another one: %s", self._pack.path, name, reason)
+
+    def check(self, ids: np.ndarray, share: float) -> None:
+        """Compare this share of the records with their checksums, evenly spread over the calls."""
+        before, self._seen = self._seen, self._seen + len(ids)
+        if share > 0:
+            chosen = np.diff(np.floor(share * np.arange(before, self._seen + 1))) > 0
+            for record in self._pack.unsound(ids[chosen]):
+                if record not in self.found:
+                    self.report(record, UNSOUND)
+
+    def replaced(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """ids (b,) with each bad one replaced by the next good one of the pool, and (b,) bool: False for those."""
+        bad = np.isin(ids, list(self.found))
+        if bad.any():
+            ids = np.where(bad, [self._next_good(i) for i in ids.tolist()], ids)
+        return ids, ~bad
+
+    def _next_good(self, record: int) -> int:
+        at = int(np.searchsorted(self._pool, record))
+        for step in range(len(self._pool)):
+            other = int(self._pool[(at + step) % len(self._pool)])
+            if other not in self.found:
+                return other
+        raise UserError(f"{self._pack.path}: none of the selected records can be used; {self._advice()}")
+
+    def _advice(self) -> str:
+        return f"look for damage with: python -m loaders.pack verify {self._pack.path}"

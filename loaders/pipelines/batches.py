@@ -1,0 +1,286 @@
+"""Batches for the trainer and for evaluation, from DALI where it is installed, else from the host pipeline.
+
+Both pipelines deliver the same samples in the same order with the same windows, flips and augmentations.
+"""
+
+import importlib.util
+import itertools
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from loaders.errors import UserError
+from loaders.packs.shard import Pack
+from loaders.pipelines.bad import UNSOUND, BadRecords
+from loaders.pipelines.order import DRAWS, EvalPlan, TrainPlan
+from loaders.pipelines.request import Request, request
+from loaders.pipelines.transform import Transform
+
+BACKENDS = ("auto", "dali", "host")
+
+
+class Batch(NamedTuple):
+    """What the network is given."""
+
+    images: torch.Tensor  # (b, 3, S, S) float32, channels-last memory, normalized
+    labels: torch.Tensor  # (b,) int64 class numbers, or (b, L) float32 with NaN for unknown
+    ids: torch.Tensor  # (b,) int64 record numbers in the pack
+    valid: torch.Tensor  # (b,) bool, False for the padding of the last evaluation batch
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How batches are made; what is in them does not depend on it."""
+
+    backend: str = "auto"
+    """auto: DALI where it is installed; dali; host."""
+    device: str | torch.device = "cpu"
+    """Where the tensors come out; with cuda, DALI decodes there."""
+    threads: int = 1
+    """Decoding threads."""
+    prefetch: int = 2
+    """Batches made ahead."""
+    check: float = 0.0
+    """Share of the records whose bytes are compared with their checksum before decoding, 0 to 1."""
+    bad_budget: int = 10
+    """Different records that may turn out unusable before the run stops."""
+
+    def __post_init__(self):
+        if self.threads < 1 or self.prefetch < 1:
+            raise UserError(f"{self.threads} threads and {self.prefetch} batches of prefetch: both must be 1 or more")
+        if not 0 <= self.check <= 1 or self.bad_budget < 0:
+            raise UserError(f"check {self.check} must be a share, 0 to 1; the budget {self.bad_budget} 0 or more")
+
+
+def choose_backend(backend: str) -> str:
+    """`dali` or `host`. UserError when DALI is asked for and is not installed."""
+    if backend not in BACKENDS:
+        raise UserError(f"unknown input backend {backend!r}; there are {', '.join(BACKENDS)}")
+    present = importlib.util.find_spec("nvidia.dali") is not None if _has_nvidia() else False
+    if backend == "dali" and not present:
+        raise UserError(
+            "the DALI pipeline was asked for, but DALI is not installed; install it with"
+            " `pip install nvidia-dali-cuda130` (or the build for your CUDA), or take backend 'host'"
+        )
+    return "dali" if present and backend != "host" else "host"
+
+
+def _has_nvidia() -> bool:
+    return importlib.util.find_spec("nvidia") is not None
+
+
+class _Wanted(NamedTuple):
+    """What the plan asks for, before unusable records are replaced."""
+
+    ids: np.ndarray
+    draws: np.ndarray
+    valid: np.ndarray
+
+
+class Batches:
+    """Iterates over a pipeline. `backend` says which one runs; `close` frees its threads and buffers.
+
+    A record that cannot be decoded, or whose checksum is found wrong, is replaced by the next good one of the pool,
+    reported, and counted; in evaluation the replacement does not count as valid. Beyond `bad_budget` different
+    records a UserError ends the run.
+    """
+
+    def __init__(
+        self,
+        pack: Pack,
+        transform: Transform,
+        wanted: Iterator[_Wanted],
+        batch: int,
+        group: int,
+        *,
+        pool: np.ndarray,
+        evaluates: bool,
+        position: int,
+        how: Reading,
+    ):
+        self.backend = choose_backend(how.backend)
+        self.position: int = position
+        """Step, or batch of an evaluation, that comes next. The order is a function of the step alone, so this number
+        is the whole state: `first_step=position` goes on with the same samples, augmented alike."""
+        self._bad = BadRecords(pack, pool, how.bad_budget)
+        self._pack, self._transform, self._batch, self._group = pack, transform, batch, group
+        self._evaluates, self._how, self._wanted = evaluates, how, wanted
+        self._device = torch.device(how.device)
+        self._pending: deque[tuple[_Wanted, Request]] = deque()
+        self._pipeline = self._start()
+
+    @property
+    def bad(self) -> dict[int, str]:
+        """Number and fault of each record that was replaced so far."""
+        return self._bad.found
+
+    def _start(self):
+        """A pipeline that goes on with what is pending."""
+        again = [wanted for wanted, _ in self._pending]
+        self._pending.clear()
+        self._wanted = itertools.chain(again, self._wanted)
+        return self._make(self._requests(), self._batch, self._how.prefetch)
+
+    def _make(self, requests: Iterator[Request], batch: int, prefetch: int):
+        if self.backend == "dali":
+            from loaders.pipelines.dali import DaliPipeline as Pipeline  # DALI takes a second to import: only when used
+        else:
+            from loaders.pipelines.host import HostPipeline as Pipeline
+        return Pipeline(
+            self._pack,
+            self._transform,
+            requests,
+            batch,
+            device=self._device,
+            threads=self._how.threads,
+            prefetch=prefetch,
+        )
+
+    def _requests(self) -> Iterator[Request]:
+        """Pass the requests on without bad records, remembering what is in flight."""
+        for wanted in self._wanted:
+            self._bad.check(wanted.ids, self._how.check)
+            one = self._request(wanted)
+            self._pending.append((wanted, one))
+            yield one
+
+    def _request(self, wanted: _Wanted) -> Request:
+        ids, good = self._bad.replaced(wanted.ids)
+        valid = wanted.valid & good if self._evaluates else wanted.valid
+        return request(self._pack, self._transform, ids, wanted.draws, valid)
+
+    def _next(self) -> Batch:
+        if self._pipeline is None:
+            raise StopIteration
+        while True:
+            try:
+                images = self._pipeline.next_images()
+                break
+            except StopIteration:
+                self.close()
+                raise
+            except RuntimeError as error:
+                self._pipeline.close()
+                self._find_bad(error)
+                self._pipeline = self._start()
+        _, done = self._pending.popleft()
+        labels = torch.from_numpy(np.ascontiguousarray(self._pack.labels[done.ids]))
+        extra = (labels, torch.from_numpy(done.ids), torch.from_numpy(done.valid))
+        if self._device.type == "cuda":
+            extra = [t.pin_memory().to(self._device, non_blocking=True) for t in extra]
+        return Batch(images, *extra)
+
+    def _find_bad(self, error: RuntimeError) -> None:
+        """Report the records for which no batch could be made; RuntimeError if none is to blame."""
+        if not self._pending:
+            raise error
+        _, failed = self._pending[0]
+        unsound = self._pack.unsound(failed.ids)
+        reasons = dict.fromkeys(unsound, UNSOUND) or self._one_by_one(failed)
+        if not reasons:
+            where = f"records {failed.ids.tolist()}"
+            raise RuntimeError(f"{self._pack.path}: a batch could not be made of {where}: {error}") from error
+        for record, reason in reasons.items():
+            self._bad.report(record, reason)
+
+    def _one_by_one(self, failed: Request) -> dict[int, str]:
+        """Each record of a batch by itself: DALI does not say which one failed, and loses the whole batch."""
+        reasons, at = {}, 0
+        singles = [Request(*(field[i : i + 1] for field in failed)) for i in range(len(failed.ids))]
+        while at < len(singles):
+            pipeline = self._make(iter(singles[at:]), 1, 1)
+            try:
+                for single in singles[at:]:  # noqa: B007  names the one that fails
+                    at += 1
+                    pipeline.next_images()
+            except RuntimeError as error:
+                reasons[int(single.ids[0])] = f"it does not decode: {_short(error)}"
+            finally:
+                pipeline.close()
+        return reasons
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        found = [self._next() for _ in range(self._group)] if self._group else self._next()
+        self.position += 1
+        return found
+
+    def close(self) -> None:
+        """Stop; safe to call twice."""
+        pipeline, self._pipeline = self._pipeline, None
+        if pipeline is not None:
+            pipeline.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+
+def _short(error: RuntimeError) -> str:
+    """What a decoder says, without its stack."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = next(
+        (line for line in lines if "rror" in line and "pipeline" not in line.lower()), lines[0] if lines else ""
+    )
+    return said[:200] or type(error).__name__
+
+
+def train_batches(
+    pack: Pack, plan: TrainPlan, transform: Transform, *, first_step: int = 0, last_step: int | None = None, **how
+) -> Batches:
+    """An iterator over steps [first_step, last_step): each a list of one Batch per micro-batch.
+
+    Endless without `last_step`. `how`: the fields of `Reading`.
+    """
+
+    def wanted() -> Iterator[_Wanted]:
+        step = first_step
+        while last_step is None or step < last_step:
+            for part in plan.step(step):
+                yield _Wanted(part.ids, part.draws, np.ones(len(part.ids), dtype=bool))
+            step += 1
+
+    return Batches(
+        pack,
+        transform,
+        wanted(),
+        plan.micro_batch,
+        plan.accumulate,
+        pool=plan.pool,
+        evaluates=False,
+        position=first_step,
+        how=Reading(**how),
+    )
+
+
+def eval_batches(pack: Pack, plan: EvalPlan, transform: Transform, *, first_batch: int = 0, **how) -> Batches:
+    """An iterator over the plan's batches from `first_batch` on; `how`: the fields of `Reading`.
+
+    A random transform is drawn at the middle of its ranges; evaluation transforms draw nothing.
+    """
+
+    def wanted() -> Iterator[_Wanted]:
+        draws = np.full((plan.batch, DRAWS), 0.5)
+        for number in range(first_batch, len(plan)):
+            ids, valid = plan.batch_ids(number)
+            yield _Wanted(ids, draws, valid)
+
+    return Batches(
+        pack,
+        transform,
+        wanted(),
+        plan.batch,
+        0,
+        pool=plan.pool,
+        evaluates=True,
+        position=first_batch,
+        how=Reading(**how),
+    )

@@ -1,0 +1,154 @@
+"""Finding the kind of a source, and what all kinds share. A new kind is a new module in `loaders/sources/kinds/`.
+
+Such a module has `KIND` (its name for --kind), `HELP` (what SOURCE looks like), `accepts(source) -> bool` (whether
+this is such a source, cheaply) and `listing(source, under) -> Listing`. Where several accept, one with
+`GENERAL = True` stands back. One with `SETTINGS` (name → what it does, with its default) is given those of --set too:
+`listing(source, under, settings)`.
+"""
+
+import glob
+import importlib
+import pkgutil
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+
+import numpy as np
+
+from loaders.errors import UserError, shorten, unknown
+from loaders.sources import kinds as modules_of
+from loaders.sources.listing import Bytes, FileRange, Item, Listing, Table, TableBuilder
+
+__all__ = ["Bytes", "FileRange", "Item", "Listing", "classes_from_folders", "find_source", "is_image_name", "kinds"]
+
+EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2"))
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_MOST_CLASSES = 1_000_000  # a greater class number is some other number: every class up to it would get a name
+
+
+def kinds() -> dict[str, ModuleType]:
+    """The modules and packages of `loaders.sources.kinds` by their KIND."""
+    names = sorted(module.name for module in pkgutil.iter_modules(modules_of.__path__))
+    modules = [importlib.import_module(f"{modules_of.__name__}.{name}") for name in names]
+    return {module.KIND: module for module in modules}
+
+
+def find_source(source: str, kind: str | None = None) -> ModuleType:
+    """The module for this source: the one named, else the one that accepts what is there."""
+    known = kinds()
+    if kind is not None:
+        if kind not in known:
+            raise UserError(f"unknown kind of source {kind!r}; there are {', '.join(known)}")
+        return known[kind]
+    for module in sorted(known.values(), key=lambda module: getattr(module, "GENERAL", False)):
+        if module.accepts(source):
+            return module
+    expected = "; ".join(f"{name}: {module.HELP}" for name, module in known.items())
+    if ":" not in source and not any(Path(path).exists() for path in expand(source)):
+        raise UserError(f"there is nothing at {source}; SOURCE may be – {expected}")
+    raise UserError(f"{source} is not a source that can be packed; SOURCE may be – {expected}")
+
+
+def list_source(module: ModuleType, source: str, under: str | None, settings: Mapping[str, str]) -> Listing:
+    """What the source holds. UserError for a setting that its kind does not have."""
+    known = getattr(module, "SETTINGS", {})
+    for name in settings:
+        if not known:
+            raise UserError(f"sources of kind {module.KIND} have no settings; leave --set {name}=… away")
+        if name not in known:
+            raise unknown(f"setting of {module.KIND}", name, known)
+    return module.listing(source, under, settings) if known else module.listing(source, under)
+
+
+def expand(source: str) -> list[str]:
+    """The files that a path or a pattern names, sorted: `*`, `?`, `[…]` as in a shell, `{000..146}` for a range."""
+    ranges = _RANGE.search(source)
+    if ranges:
+        first, last = ranges.groups()
+        numbers = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
+        return [path for n in numbers for path in expand(source[: ranges.start()] + n + source[ranges.end() :])]
+    if Path(source).exists() or not glob.has_magic(source):
+        return [source]
+    return sorted(glob.glob(source, recursive=True))
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a path looks like an image by its extension; hidden files never do."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+
+
+def classes_from_folders(files: Iterable[tuple[str, str, int, int]], reader, source: str, under: str | None) -> Listing:
+    """Label files by the folder they lie in. `files`: path within the source ("a/b/cat/1.jpg"), place, offset, size.
+
+    `reader(place, key, offset, size)` makes the reader. `under` keeps one sub-tree. The key is CLASS/FILE, so the same
+    images give the same pack, as a folder or a tar.
+    """
+    builder, ignored = TableBuilder(reader), []
+    number: dict[str, int] = {}  # of each class, in the order in which they are met
+    trees: dict[str, set[str]] = {}  # where the folders of each class lie
+    elsewhere: set[str] = set()  # trees with images that --under leaves out
+    loose: list[str] = []
+    for name, place, offset, size in files:
+        folder, _, file = name.rpartition("/")
+        tree, _, label = folder.rpartition("/")
+        if not is_image_name(name):
+            if not under or _is_under(name, under):
+                ignored.append(name)
+            continue
+        if under and not _is_under(name, under):
+            elsewhere.add(tree)
+            continue
+        if not folder:
+            loose.append(name)
+            continue
+        trees.setdefault(label, set()).add(tree or ".")
+        builder.add(f"{label}/{file}", number.setdefault(label, len(number)), place, offset, size)
+    if loose:
+        raise UserError(
+            f"{source}: {len(loose):,} images are in no class folder, such as {loose[0]};"
+            " expected CLASS/IMAGE.jpg, one folder per class"
+        )
+    if under and not len(builder):
+        found = shorten(sorted(elsewhere - {""})) or "no folder"
+        raise UserError(f"{source} has no images under {under!r}; its images are under {found}")
+    if not len(builder):
+        found = f"only {len(ignored):,} other files, such as {ignored[0]}" if ignored else "it is empty"
+        raise UserError(f"{source} holds no images ({found}); expected CLASS/IMAGE.jpg, one folder per class")
+    for name, parents in trees.items():
+        if len(parents) > 1:
+            raise UserError(
+                f"{source}: the class {name!r} is found under {shorten(sorted(parents))};"
+                " choose one with --under, and pack each by itself"
+            )
+    return Listing(*with_classes(builder.table(), list(number), source), tuple(ignored))
+
+
+def with_classes(table: Table, labels: Sequence[int | str], source: str) -> tuple[Table, tuple[str, ...]]:
+    """The table, in which label k stands for `labels[k]`, with class numbers instead; and the names of the classes.
+
+    Numbers stay as they are, and the classes go from 0 to the greatest. Names are numbered in their sorted order; a
+    number among names is a name. UserError for numbers that cannot be class numbers.
+    """
+    if all(isinstance(label, int) for label in labels):
+        check_class_numbers(labels, source)
+        names = [str(number) for number in range(max(labels) + 1)]
+    else:
+        names = sorted({str(label) for label in labels})
+        if len(names) < len(set(labels)):
+            raise UserError(f"{source}: some classes are both numbers and names, among {shorten(names)}")
+    place = {name: number for number, name in enumerate(names)}
+    rank = np.array([place[str(label)] for label in labels])
+    return table.take(slice(None), rank[table.labels]), tuple(names)
+
+
+def check_class_numbers(numbers: Iterable[int], source: str) -> None:
+    """UserError unless all can be class numbers."""
+    wrong = [number for number in numbers if not 0 <= number < _MOST_CLASSES]
+    if wrong:
+        raise UserError(f"{source}: {wrong[0]} is no class number; 0 to {_MOST_CLASSES - 1:,} are possible")
+
+
+def _is_under(name: str, tree: str) -> bool:
+    return PurePosixPath(name).is_relative_to(PurePosixPath(tree))

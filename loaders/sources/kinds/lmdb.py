@@ -1,0 +1,141 @@
+"""An LMDB of encoded images. Needs the package `lmdb`, which nothing else does."""
+
+import pickle
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+
+from loaders.errors import UserError
+from loaders.sources.listing import Listing, TableBuilder
+from loaders.sources.registry import with_classes
+from loaders.sources.wire.protobuf import LENGTH, VARINT, fields, signed
+
+KIND = "lmdb"
+HELP = (
+    "an LMDB whose keys are CLASS/FILE and values images, or image-… beside label-…, or whose values are pickled"
+    " (bytes, label) or Caffe's Datum"
+)
+_SPECIAL = (b"__keys__", b"__len__")
+_IMAGES = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
+_DATUM_DATA, _DATUM_LABEL, _DATUM_ENCODED = 4, 5, 7
+
+
+@dataclass(frozen=True)
+class LmdbImage:
+    """The image in one value."""
+
+    path: str
+    """The database."""
+    key: bytes
+    """Of the value."""
+
+    def read(self) -> bytes:
+        with _environment(self.path).begin(buffers=True) as transaction:
+            value = transaction.get(self.key)
+            if value is None:
+                raise OSError(f"{self.path} has no longer the key {self.key!r}")
+            return _unwrap(value)[0]
+
+
+def lmdb_image(place: str, key: str, offset: int, size: int) -> LmdbImage:
+    """Reader of the value whose key, as text, is `key`."""
+    return LmdbImage(place, key.encode())
+
+
+@lru_cache(maxsize=8)
+def _environment(path: str):
+    """One per process: LMDB forbids opening a database twice."""
+    try:
+        import lmdb
+    except ImportError as error:
+        raise UserError("reading an LMDB needs the package lmdb: pip install lmdb") from error
+    try:
+        return lmdb.open(path, subdir=Path(path).is_dir(), readonly=True, lock=False, readahead=False, max_readers=512)
+    except lmdb.Error as error:
+        raise UserError(f"{path} cannot be opened as an LMDB: {error}") from error
+
+
+def accepts(source: str) -> bool:
+    path = Path(source)
+    return (path / "data.mdb").is_file() or (path.is_file() and path.suffix in (".lmdb", ".mdb"))
+
+
+def listing(source: str, under: str | None = None) -> Listing:
+    if not Path(source).exists():
+        raise UserError(f"there is no LMDB at {source}")
+    builder = TableBuilder(lmdb_image)
+    labels: dict[int | str, int] = {}
+    with _environment(source).begin(buffers=True) as transaction:
+        for raw, value in transaction.cursor():
+            key = bytes(raw)
+            if key in _SPECIAL or key.startswith(b"label-") or key == b"num-samples":
+                continue
+            try:
+                name = key.decode()
+                label = _label(transaction, key, value)
+            except (ValueError, pickle.UnpicklingError) as error:
+                raise UserError(f"{source}: the value of {key!r} cannot be used: {error}; expected {HELP}") from error
+            if under and not name.startswith(under.rstrip("/") + "/"):
+                continue
+            builder.add(name, labels.setdefault(label, len(labels)), source)
+    if not len(builder):
+        raise UserError(f"{source} holds no images" + (f" under {under!r}" if under else ""))
+    return Listing(*with_classes(builder.table(), list(labels), source))
+
+
+def _label(transaction, key: bytes, value) -> int | str:
+    if not _is_image(value):
+        return _unwrap(value)[1]
+    if key.startswith(b"image-"):
+        beside = transaction.get(b"label-" + key[len(b"image-") :])
+        if beside is None:
+            raise ValueError("there is no label beside the image")
+        text = bytes(beside).decode().strip()
+        return int(text) if text.isdecimal() else text
+    folder, _, _ = key.decode().rpartition("/")
+    if not folder:
+        raise ValueError("an image without a label: its key is not CLASS/FILE")
+    return folder.rpartition("/")[2]
+
+
+def _is_image(value) -> bool:
+    return bytes(value[:12]).startswith(_IMAGES)
+
+
+def _unwrap(value) -> tuple[bytes, int | None]:
+    """Image and label of a value; the label is None where the value is the image itself. ValueError if neither."""
+    if _is_image(value):
+        return bytes(value), None
+    if bytes(value[:1]) == b"\x80":
+        found = _Plain(BytesIO(value)).load()
+        if isinstance(found, tuple | list) and len(found) >= 2 and isinstance(found[0], bytes):
+            return found[0], _number(found[1])
+        raise ValueError("what is pickled is not (bytes, label)")
+    image = label = None
+    encoded = False
+    for number, wire, first, last in fields(value, 0, len(value)):
+        if (number, wire) == (_DATUM_DATA, LENGTH):
+            image = first, last
+        elif (number, wire) == (_DATUM_LABEL, VARINT):
+            label = signed(first)
+        elif (number, wire) == (_DATUM_ENCODED, VARINT):
+            encoded = bool(first)
+    if image is None or label is None:
+        raise ValueError("neither an image, nor pickled (bytes, label), nor a Datum with data and label")
+    if not encoded and not _is_image(value[image[0] : image[1]]):
+        raise ValueError("a Datum of raw pixels; only encoded images can be packed")
+    return bytes(value[image[0] : image[1]]), _number(label)
+
+
+def _number(label) -> int:
+    if not isinstance(label, int) or label < 0:
+        raise ValueError(f"the label is {label!r}; a class number is expected")
+    return label
+
+
+class _Plain(pickle.Unpickler):
+    """Reads tuples, bytes, numbers; anything that names a class or function could run code, and is refused."""
+
+    def find_class(self, module, name):
+        raise pickle.UnpicklingError(f"it names {module}.{name}, and only plain (bytes, label) is read")

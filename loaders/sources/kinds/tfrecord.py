@@ -1,0 +1,183 @@
+"""TFRecord files of tf.train.Example with image/encoded and image/class/label, read without TensorFlow."""
+
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from loaders.errors import UserError
+from loaders.sources.checking import in_processes
+from loaders.sources.listing import Listing, TableBuilder
+from loaders.sources.registry import check_class_numbers, expand
+from loaders.sources.wire.crc32c import masked_crc32c
+from loaders.sources.wire.protobuf import LENGTH, fields, signed, varint
+
+KIND = "tfrecord"
+HELP = "a TFRecord file, a folder of them, or a pattern: image/encoded, image/class/label[, image/class/synset]"
+IMAGE, LABEL, NAMES, FILE = b"image/encoded", b"image/class/label", b"image/class/synset", b"image/filename"
+_HEAD, _TAIL = 12, 4  # bytes around a record: its length and that one's checksum; its own checksum
+_MANY = 1 << 28  # bytes of input from which processes are worth starting
+
+
+@dataclass(frozen=True)
+class TfRecordImage:
+    """The image in one record."""
+
+    path: str
+    """The TFRecord file."""
+    offset: int
+    """Where the record's Example begins."""
+    size: int
+    """Bytes of the Example."""
+
+    def read(self) -> bytes:
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            data = file.read(self.size + _TAIL)
+        if len(data) < self.size + _TAIL:
+            raise OSError(f"{self.path} ends within the record at byte {self.offset:,}")
+        example, (stored,) = data[: self.size], struct.unpack("<I", data[self.size :])
+        if masked_crc32c(example) != stored:
+            raise ValueError(f"the TFRecord at byte {self.offset:,} of {self.path} does not match its checksum")
+        start, stop = _example(example, 0, self.size)[IMAGE]
+        return example[start:stop]
+
+
+def record_image(place: str, key: str, offset: int, size: int) -> TfRecordImage:
+    """Reader of the record at `offset`."""
+    return TfRecordImage(place, offset, size)
+
+
+def accepts(source: str) -> bool:
+    paths = _paths(source)
+    return bool(paths) and _is_tfrecord(paths[0])
+
+
+def _paths(source: str) -> list[str]:
+    if Path(source).is_dir():
+        return sorted(str(p) for p in Path(source).iterdir() if p.is_file() and _is_tfrecord(str(p)))
+    return expand(source)
+
+
+def _is_tfrecord(path: str) -> bool:
+    """By the checksum of the first record's length."""
+    if not Path(path).is_file():
+        return False
+    with open(path, "rb") as file:
+        head = file.read(_HEAD)
+    return len(head) == _HEAD and masked_crc32c(head[:8]) == struct.unpack("<I", head[8:])[0]
+
+
+def listing(source: str, under: str | None = None) -> Listing:
+    if under:
+        raise UserError("TFRecord files have no sub-trees; choose files with a pattern instead of --under")
+    paths = _paths(source)
+    if not paths:
+        raise UserError(f"there are no TFRecord files at {source}")
+    builder = TableBuilder(record_image)
+    names: dict[int, str] = {}
+    workers = len(os.sched_getaffinity(0)) if sum(map(os.path.getsize, paths)) > _MANY and len(paths) > 1 else 0
+    with closing(in_processes(_scan, paths, workers) if workers else map_closing(_scan, paths)) as scanned:
+        for path, found in zip(paths, scanned, strict=True):
+            if isinstance(found, str):
+                raise UserError(found)
+            offsets, sizes, labels, files, called = found
+            for number, name in called.items():
+                if names.setdefault(number, name) != name:
+                    raise UserError(f"{path}: label {number} is called both {names[number]} and {name}")
+            for i, file in enumerate(files):
+                key = f"{Path(path).name}/{i:07d}" + (f"/{file}" if file else "")
+                builder.add(key, int(labels[i]), path, int(offsets[i]), int(sizes[i]))
+    if not len(builder):
+        raise UserError(f"{source} holds no records")
+    table = builder.table()
+    check_class_numbers([int(table.labels.max())], source)
+    classes = tuple(names.get(number, str(number)) for number in range(int(table.labels.max()) + 1))
+    return Listing(table, classes)
+
+
+def map_closing(work, jobs) -> Iterator:
+    """`map` as a generator, which can be closed."""
+    yield from map(work, jobs)
+
+
+def _scan(path: str):
+    """Offsets, sizes, labels, file names of a file's records, and names of labels; or what is wrong with it.
+
+    Of a record only what lies around the image is touched: the page cache need not read the images for this.
+    """
+    offsets, sizes, labels, files, names = [], [], [], [], {}
+    size = os.path.getsize(path)
+    if not size:
+        return offsets, sizes, labels, files, names
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        at = 0
+        while at < size:
+            head = data[at : at + _HEAD]
+            if len(head) < _HEAD:
+                return f"{path} is truncated within the record at byte {at:,}; copy it again"
+            length, stored = struct.unpack("<QI", head)
+            if masked_crc32c(head[:8]) != stored:
+                return f"{path} is damaged, or not a TFRecord file: the length at byte {at:,} fails its checksum"
+            start = at + _HEAD
+            if start + length + _TAIL > size:
+                return f"{path} is truncated within the record at byte {at:,}; copy it again"
+            try:
+                example = _example(data, start, start + length)
+                number = _int(data, example[LABEL])
+                example[IMAGE]  # noqa: B018  must be there
+            except KeyError as absent:
+                return (
+                    f"{path}: the record at byte {at:,} has no {absent.args[0].decode()}; expected {IMAGE.decode()} and"
+                    f" {LABEL.decode()}, it has {', '.join(sorted(name.decode() for name in example)) or 'nothing'}"
+                )
+            except ValueError as error:
+                return f"{path}: the record at byte {at:,} is no tf.train.Example ({error})"
+            if number < 0:
+                return f"{path}: the record at byte {at:,} has the label {number}; 0 or more is expected"
+            offsets.append(start)
+            sizes.append(length)
+            labels.append(number)
+            files.append(_text(data, example.get(FILE)))
+            if number not in names and NAMES in example:
+                names[number] = _text(data, example[NAMES])
+            at = start + length + _TAIL
+    return np.array(offsets), np.array(sizes), np.array(labels), files, {k: name for k, name in names.items() if name}
+
+
+def _example(data, start: int, stop: int) -> dict[bytes, tuple[int, int]]:
+    """For each feature of an Example the span of its first value: of the bytes, or of the list of numbers."""
+    found = {}
+    for number, wire, lo, hi in fields(data, start, stop):
+        if (number, wire) == (1, LENGTH):  # Example.features, its only field
+            for inner, kind, first, last in fields(data, lo, hi):
+                if (inner, kind) == (1, LENGTH):
+                    _feature(data, first, last, found)
+    return found
+
+
+def _feature(data, start: int, stop: int, found: dict) -> None:
+    name = value = None
+    for number, wire, lo, hi in fields(data, start, stop):
+        if (number, wire) == (1, LENGTH):
+            name = bytes(data[lo:hi])
+        elif (number, wire) == (2, LENGTH):
+            value = lo, hi
+    for _, wire, lo, hi in fields(data, *value) if value else ():
+        if wire == LENGTH and hi > lo:  # bytes_list, float_list or int64_list
+            _, inner, first, last = next(fields(data, lo, hi))
+            found[name] = (first, last) if inner == LENGTH else (lo + 1, hi)  # numbers may be packed, or each tagged
+
+
+def _int(data, span: tuple[int, int]) -> int:
+    """The first number of an int64_list."""
+    return signed(varint(data, *span)[0])
+
+
+def _text(data, span: tuple[int, int] | None) -> str:
+    return "" if span is None else bytes(data[slice(*span)]).decode(errors="replace")

@@ -1,0 +1,1 @@
+"""Formats that files of sources are written in, read without their libraries."""

@@ -1,0 +1,109 @@
+"""One process's training step: what it reports, on what counts it rests, and that timing does not change training."""
+
+import json
+
+import pytest
+import torch
+
+from bench import train_step
+from bench.measured import training
+from bench.measured.training import Setup
+from engine.comm.communicator import Communicator
+from engine.comm.launch import Launch
+from engine.network import bit, family
+
+SMALL = ["--model", "R8x0.25-8px", "--size", "8", "--batch", "4", "--warmup", "1", "--steps", "2", "--repeats", "3",
+         "--device", "cpu"]  # fmt: skip
+ALONE = Communicator(Launch("alone"))
+
+
+def test_the_counts_are_the_known_ones():
+    train_step.check_counts()
+    assert family.cost("R50x1", 1000).training_flops == pytest.approx(24.3e9, rel=0.002)
+    assert family.cost("R152x4", 1000).training_flops == pytest.approx(1096e9, rel=0.002)
+
+
+def test_a_wrong_count_is_noticed(monkeypatch):
+    monkeypatch.setitem(train_step.COUNTED, "R50x1", 8.1)  # the forward pass alone
+    with pytest.raises(AssertionError, match="R50x1"):
+        train_step.check_counts()
+
+
+@pytest.mark.parametrize("data", ["synthetic", "pack"])
+def test_what_it_reports(data, tmp_path, capsys, digits):
+    place = data if data == "synthetic" else str(digits / "low-train.h5")
+    train_step.main([*SMALL, "--classes", "5", "--data", place, "--json", str(tmp_path / "one.json")])
+    out = capsys.readouterr().out
+    for word in ("images/s", "forward", "backward", "optimizer", "MFU", "peak memory", "median of 3"):
+        assert word in out
+    result = json.loads((tmp_path / "one.json").read_text())
+    found = result["measured"]
+    assert found["images_per_second_low"] <= found["images_per_second"] <= found["images_per_second_high"]
+    assert sum(found["share_percent"].values()) == pytest.approx(100)
+    assert found["share_percent"]["backward"] > 0
+    flops = family.cost("R8x0.25-8px", 5, 8).training_flops
+    assert result["tflops_reached"] == pytest.approx(flops * found["images_per_second"] / 1e12)
+    reached, peak = result["tflops_reached"], result["mfu_relative_to"]["tflops"]
+    assert result["mfu_percent"] == pytest.approx(100 * reached / peak)
+    assert {"cpu", "cores", "load_before"} <= set(result["hardware"])
+    assert result["versions"]["torch"] == torch.__version__
+
+
+def test_its_profile_is_what_the_model_takes(tmp_path, capsys, monkeypatch):
+    from bench import scaling
+
+    monkeypatch.chdir(tmp_path)
+    train_step.main([*SMALL, "--json", "one.json"])
+    scaling.main(["--model-only", "--profile", "one.json", "--gpus", "16", "--json", "rows.json"])
+    assert "measured by bench/train_step.py" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    rate = json.loads((tmp_path / "one.json").read_text())["profile"]["images_per_second"]
+    assert rows[0]["images_per_second"] == pytest.approx(rate)
+
+
+def test_timing_does_not_change_training():
+    """The same weights as a loop in plain torch, without momentum's second step, makes of the same images."""
+    setup = Setup("R8x0.25-8px", 4, "fp32", "cpu", size=8, num_classes=5, learning_rate=0.1)
+    trainer = training.build(setup, ALONE)
+    trainer.run(training.synthetic(setup, ALONE, torch.device("cpu")), 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(setup.seed)
+        plain = bit.build("R8x0.25-8px", 5)
+    batch = training.images(range(4), setup, torch.device("cpu"))
+    logits = plain(batch.images)
+    torch.nn.functional.cross_entropy(logits, batch.labels).backward()
+    # The head starts at zero: its gradient alone is not zero in the first step, and it is not clipped.
+    weight = plain.head.conv.weight
+    expected = -setup.learning_rate * 1.9 * weight.grad  # Nesterov's first step: gradient and momentum of it
+    torch.testing.assert_close(trainer.model.head.conv.weight, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_losses_do_not_depend_on_micro_batches():
+    whole = Setup("R8x0.25-8px", 8, "fp32", "cpu", size=8, num_classes=5, learning_rate=0.1)
+    parts = Setup("R8x0.25-8px", 3, "fp32", "cpu", size=8, num_classes=5, learning_rate=0.1)
+    found = [training.agreement_loss(setup, ALONE, 8, 4) for setup in (whole, parts)]
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert found[0][0] == pytest.approx(torch.log(torch.tensor(5.0)).item(), rel=1e-5)  # the head starts at zero
+    assert found[0][3] < found[0][0]
+
+
+@pytest.mark.parametrize("words, said", [(["--batch", "0"], "--batch"), (["--model", "R50x2"], "R50x1"),
+                                         (["--repeats", "-1"], "--repeats"), (["--data", "absent.h5"], "absent.h5"),
+                                         (["--precision", "tf32"], "tf32")])  # fmt: skip
+def test_unusable_words(words, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        train_step.main([*SMALL, *words])
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert said in message
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(capsys, tmp_path):
+    train_step.main(["--model", "R50x1", "--batch", "8", "--steps", "2", "--repeats", "2", "--warmup", "1",
+                     "--json", str(tmp_path / "one.json")])  # fmt: skip
+    result = json.loads((tmp_path / "one.json").read_text())
+    assert result["peak_memory_gib"]["gpu"] > 0.1
+    assert 0 < result["mfu_percent"] < 100
+    assert sum(result["measured"]["share_percent"].values()) == pytest.approx(100)

@@ -1,0 +1,140 @@
+import re
+
+import pytest
+from omegaconf import OmegaConf
+
+from engine import finetune, pretrain
+from engine.config.loading import explain, load, recipes, to_yaml, variants
+from engine.config.schema import FinetuneConfig, PretrainConfig
+from loaders.errors import UserError
+
+PACKS = ["data.train=train.h5", "data.val=val.h5"]
+PUBLISHED = [name for name in recipes("pretrain") if name not in ("demo", "cifar10_small")]
+
+
+def recipe(name, *settings):
+    return load(PretrainConfig, name, [*PACKS, *settings], "pretrain")
+
+
+@pytest.mark.parametrize("name", recipes("pretrain"))
+def test_every_recipe_is_complete_and_says_what_it_is_for(name):
+    config = recipe(name)
+    assert config.name == name
+    assert config.about
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_runs_follow_the_protocol(name):
+    """The tables of the protocol: optimizer, learning rates, length, warm-up, schedule, batch."""
+    config = recipe(name)
+    natural1k, natural21k = name.startswith("imagenet1k"), name.startswith("imagenet21k")
+    assert config.model.name == ("R152x4" if name.endswith("r152x4") else "R50x1")
+    optim = config.optim
+    assert (optim.momentum, optim.nesterov, optim.weight_decay) == (0.9, True, 1e-4)
+    assert (optim.clipping, optim.eps, optim.base_batch) == (0.01, 1e-3, 256)
+    assert optim.base_lr == (0.03 if natural1k else 0.01)
+    assert config.train.global_batch == 4096
+    assert config.schedule.epochs == (120 if name == "imagenet1k_cosine_r50x1" else 90)
+    assert config.schedule.warmup_epochs == (2 if natural21k else 15)
+    if "cosine" in name:
+        assert config.schedule.kind == "cosine"
+        assert config.data.randaugment == [2, 9]
+    else:
+        assert config.schedule.kind == "step"
+        assert config.schedule.milestones == [30, 60, 80]
+    if not name.startswith("imagenet"):
+        assert (config.data.augment, config.data.rotation, config.data.translation) == ("xray", 45, 0.15)
+
+
+def test_every_published_run_of_the_protocol_has_a_recipe():
+    sources = ["imagenet1k", "imagenet1k_cosine", "imagenet21k", "chexpert", "mimic", "nih", "padchest",
+               "chexpert_mimic", "chexpert_mimic_nih", "chexpert_mimic_nih_padchest",
+               "chexpert_padchest", "chexpert_nih_padchest", "mimic_padchest", "mimic_nih_padchest",
+               "chexpert_mimic_padchest"]  # fmt: skip
+    assert set(PUBLISHED) == {f"{source}_{network}" for source in sources for network in ("r50x1", "r152x4")}
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("optim.base_rl=1", "optim.base_lr"),
+        ("train.global_bach=1", "train.global_batch"),
+        ("schedul.epochs=1", "schedule.epochs"),
+        ("train.global_batch=many", "train.global_batch"),
+        ("train.global_batch=0", "greater than 0"),
+        ("train.precision=fp8", "fp32, tf32, bf16, fp16"),
+        ("data.scale=[0.5]", "two shares"),
+        ("data=train.h5", "data is a section"),
+        ("batch", "not key=value"),
+        ("schedule.milestones=[60,30]", "must rise"),
+        ("train.seed=[", "train.seed"),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_what_would_be_right(setting, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        recipe("imagenet1k_r50x1", setting)
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean imagenet1k_r50x1"):
+        recipe("imagenet1k_r50x")
+
+
+def test_what_a_recipe_leaves_open_must_be_said():
+    with pytest.raises(UserError, match="data.train=…"):
+        load(PretrainConfig, "imagenet1k_r50x1", [], "pretrain")
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1\n", "model: R50x1\n", "nonsense: 1\n"])
+def test_a_file_that_is_no_recipe_is_refused(tmp_path, text):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError):
+        recipe(str(file))
+
+
+def test_a_file_may_extend_another_and_the_command_line_has_the_last_word(tmp_path):
+    (tmp_path / "base.yaml").write_text("name: base\ntrain: {global_batch: 64, seed: 3}\n")
+    (tmp_path / "mine.yaml").write_text("extends: base\nname: mine\ntrain: {global_batch: 128}\n")
+    config = recipe(str(tmp_path / "mine.yaml"), "train.seed=9")
+    assert (config.name, config.train.global_batch, config.train.seed) == ("mine", 128, 9)
+
+
+@pytest.mark.parametrize("name", ["imagenet21k_r152x4", "nih_r50x1", "demo"])
+def test_the_saved_configuration_is_a_recipe_that_gives_the_same(tmp_path, name):
+    config = recipe(name, "data.scale=[0.3,1.0]", "train.checkpoint_every=10")
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(config))
+    assert load(PretrainConfig, str(file), [], "pretrain") == config
+
+
+def test_from_is_called_from_in_files_and_on_the_command_line(tmp_path):
+    settings = ["from=random", "model=R50x1", "data.train=a.h5", "data.test=b.h5"]
+    config = load(FinetuneConfig, "natural", settings, "finetune")
+    text = to_yaml(config)
+    assert OmegaConf.create(text)["from"] == "random"
+    (tmp_path / "again.yaml").write_text(text)
+    assert load(FinetuneConfig, str(tmp_path / "again.yaml"), [], "finetune") == config
+
+
+def test_several_values_are_all_their_combinations():
+    found = variants(["from=a,b", "shots=1,full", "data.scale=[1,2]"], ("from", "shots"))
+    assert found == [
+        ["from=a", "shots=1", "data.scale=[1,2]"],
+        ["from=a", "shots=full", "data.scale=[1,2]"],
+        ["from=b", "shots=1", "data.scale=[1,2]"],
+        ["from=b", "shots=full", "data.scale=[1,2]"],
+    ]
+
+
+@pytest.mark.parametrize("schema", [PretrainConfig, FinetuneConfig])
+def test_help_explains_every_key(schema):
+    for line in explain(schema).splitlines():
+        assert re.match(r"  [a-z_0-9.]+=.*  ?\S+ \S+", line), line
+
+
+def test_the_recipes_named_in_the_help_exist():
+    named = re.findall(r"engine\.pretrain (\w+) ", pretrain.ABOUT)
+    assert named
+    assert set(named) <= set(recipes("pretrain"))
+    assert set(re.findall(r"engine\.finetune (\w+) ", finetune.ABOUT)) <= set(recipes("finetune"))

@@ -1,0 +1,268 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from engine import finetune, pretrain
+from engine.comm.communicator import Communicator
+from engine.comm.launch import Launch
+from engine.config.loading import load
+from engine.config.schema import PretrainConfig
+from engine.network import bit
+from engine.transfer import fewshot, hyperrule
+from engine.transfer import plan as transfer
+from loaders.packs.shard import Pack
+from loaders.packs.writer import Record, ShardWriter, new_attributes
+from loaders.pipelines.batches import Batch
+from tests.support.pictures import encoded
+
+
+@pytest.fixture(scope="module")
+def pretrained(digits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrained") / "run"
+    settings = [f"data.train={digits / 'low-train.h5'}", f"data.val={digits / 'low-test.h5'}", f"folder={folder}"]
+    config = load(PretrainConfig, "demo", [*settings, "schedule.epochs=10"], "pretrain")
+    pretrain.pretrain(config, Communicator(Launch("alone")))
+    return folder
+
+
+def tune(digits, tmp_path, code, *settings):
+    packs = [f"data.train={digits / 'high-train.h5'}", f"data.test={digits / 'high-test.h5'}"]
+    with pytest.raises(SystemExit) as ended:
+        finetune.main(["demo", *packs, f"results={tmp_path / 'results.jsonl'}", *settings])
+    assert ended.value.code == code
+    results = tmp_path / "results.jsonl"
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
+def test_a_result_line_has_the_published_columns_and_what_identifies_the_run(digits, pretrained, tmp_path):
+    (line,) = tune(digits, tmp_path, 0, f"from={pretrained}", "shots=5", "seed=3", "rule.steps=20")
+    published = {"metric_value", "path", "seed", "shot", "pretrained_model", "dataset", "last_step"}
+    assert published <= set(line)
+    assert (line["seed"], line["shot"], line["pretrained_model"], line["metric"]) == (3, "5", "demo", "top1")
+    assert (line["train_images"], line["test_images"], line["last_step"]) == (25, 269, 20)
+    assert line["network"] == "R8x0.25-8px"
+
+
+def test_classes_scored_by_mean_auc(digits, tmp_path):
+    """As PadChest-cl is: the AUC is the score, and top-1 stands beside it."""
+    settings = ["from=random", "model=R8x0.25-8px", "shots=20", "rule.steps=30", "data.metric=mean_auc"]
+    (line,) = tune(digits, tmp_path, 0, *settings)
+    assert (line["metric"], line["auc_classes"]) == ("mean_auc", 5)
+    assert line["metric_value"] > line["test_top1"] > 20
+
+
+def test_label_vectors_of_two_packs_are_tuned_and_scored_by_what_is_known(tmp_path, capsys):
+    """Two sets with different labels, of which they share two; one of the two has no negative in the test set."""
+    rng = np.random.RandomState(0)
+    sets = {"one": ["bright", "left", "always"], "two": ["always", "bright", "other"], "test": ["bright", "always"]}
+    for name, labels in sets.items():
+        (attributes,) = new_attributes({"source": "made up", "kind": "test"}, 1)
+        with ShardWriter(tmp_path / f"{name}.h5", labels, attributes) as writer:
+            for i in range(60):
+                bright = i % 2
+                pixels = (rng.rand(8, 8) * 100 + 150 * bright).clip(0, 255).astype(np.uint8)
+                values = {"bright": float(bright) if rng.rand() < 0.8 else float("nan"), "always": 1.0}
+                row = [values.get(label, float("nan")) for label in labels]
+                writer.add(Record(encoded(Image.fromarray(pixels), "PNG"), f"{name} {i}", row, 8, 8))
+            writer.finish()
+            writer.publish()
+    with pytest.raises(SystemExit) as ended:
+        finetune.main(["demo", "from=random", "model=R8x0.25-8px", f"data.test={tmp_path / 'test.h5'}",
+                       f"data.train=[{tmp_path / 'one.h5'},{tmp_path / 'two.h5'}]", "rule.steps=60",
+                       f"results={tmp_path / 'results.jsonl'}"])  # fmt: skip
+    assert ended.value.code == 0
+    (line,) = [json.loads(text) for text in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert (line["metric"], line["auc_classes"], line["dataset"]) == ("mean_auc", 1, "one+two")
+    assert line["metric_value"] > 95  # brightness is easy
+    said = capsys.readouterr().out
+    assert "1 of 2 labels have no AUC" in said and "only one value of them: always" in said
+
+
+def test_the_weights_that_are_named_are_the_weights_that_are_tuned(digits, pretrained, tmp_path):
+    """Ten examples of each digit that pre-training knew already teach the new head at once; random weights not."""
+    packs = [f"data.train={digits / 'low-train.h5'}", f"data.test={digits / 'low-test.h5'}"]
+    settings = [*packs, "model=R8x0.25-8px", "shots=10", "lr=0.01", "rule.steps=40"]
+    known, random = tune(digits, tmp_path, 0, f"from={pretrained},random", *settings)
+    assert (known["pretrained_model"], random["pretrained_model"]) == ("demo", "random")
+    assert known["metric_value"] > 85
+    assert known["metric_value"] > random["metric_value"] + 10
+
+
+def test_the_same_seed_gives_the_same_result(digits, pretrained, tmp_path):
+    lines = tune(digits, tmp_path, 0, f"from={pretrained}", "shots=5", "seed=1,1,2", "rule.steps=20")
+    assert lines[0]["test_loss"] == lines[1]["test_loss"] != lines[2]["test_loss"]
+
+
+def test_only_the_drawn_shots_are_trained_on(digits, pretrained):
+    config = load(
+        finetune.FinetuneConfig,
+        "demo",
+        [f"from={pretrained}", "shots=2", "seed=4", f"data.train={digits / 'high-train.h5'}",
+         f"data.test={digits / 'high-test.h5'}"],
+        "finetune",
+    )  # fmt: skip
+    parts, plan = transfer.finetuning(config, Communicator(Launch("alone")))
+    drawn = fewshot.draw(Pack.open(digits / "high-train.h5").labels, "2", 4)
+    seen = torch.cat([batch.ids for step in parts.feed.train_batches(0, 5) for batch in step])
+    assert set(seen.tolist()) == set(drawn.tolist())
+    assert plan.train_images == 10
+
+
+def settled(digits, *settings):
+    """The parts of a run that is not started."""
+    packs = [f"data.train={digits / 'high-train.h5'}", f"data.test={digits / 'high-test.h5'}"]
+    return transfer.finetuning(load(finetune.FinetuneConfig, "demo", [*packs, *settings], "finetune"),
+                               Communicator(Launch("alone")))  # fmt: skip
+
+
+def test_pixels_are_normalized_as_in_pre_training(digits, pretrained):
+    imagenet, half = (0.485, 0.456, 0.406), (0.5, 0.5, 0.5)  # the demo pre-trains with ImageNet's
+    random = ("from=random", "model=R8x0.25-8px")
+    for settings, mean in (
+        ((f"from={pretrained}",), imagenet),
+        (random, half),
+        ((f"from={pretrained}", "data.normalize=half"), half),
+        ((*random, "data.normalize=imagenet"), imagenet),
+    ):
+        parts, _ = settled(digits, "shots=1", *settings)
+        assert parts.feed.train_transform.mean == parts.feed.test_transform.mean == mean
+        assert tuple(parts.about["mean"]) == mean
+
+
+def test_classes_are_balanced_with_all_images_only(digits):
+    labels = Pack.open(digits / "high-train.h5").labels
+    most = np.bincount(labels).max()
+    for shots, expected in (("full", [most] * 5), ("3", [3] * 5)):
+        parts, plan = settled(digits, "from=random", "model=R8x0.25-8px", "data.oversample=true", f"shots={shots}")
+        assert np.bincount(labels[parts.feed.plan.pool]).tolist() == expected
+        assert plan.train_images == (len(labels) if shots == "full" else 15)  # the rule counts distinct images
+
+
+@pytest.mark.parametrize(
+    ("recipe", "augment", "metric", "oversample"),
+    [("cifar10", "crop", "auto", False), ("cifar100", "crop", "auto", False), ("flowers102", "crop", "auto", True),
+     ("pets", "crop", "auto", False), ("covidx", "crop", "auto", True), ("tuberculosis", "crop", "auto", False),
+     ("chexpert", "xray", "auto", False), ("mimic", "xray", "auto", False), ("nih", "xray", "auto", False),
+     ("padchest", "xray", "auto", False), ("padchest_cl", "xray", "mean_auc", False)],
+)  # fmt: skip
+def test_targets_of_the_protocol(recipe, augment, metric, oversample):
+    """Batch, rate, momentum, decay, clipping, transform, oversampling, and metric of each published target."""
+    config = load(finetune.FinetuneConfig, recipe, ["from=x", "data.train=a", "data.test=b"], "finetune")
+    assert (config.batch, config.lr, config.shots, config.rule.steps) == (128, 0.001, "full", None)
+    assert (config.optim.momentum, config.optim.nesterov, config.optim.weight_decay) == (0.9, True, 0)
+    assert (config.optim.clipping, config.optim.eps) == (0.01, 1e-3)
+    assert (config.data.name, config.data.augment, config.data.metric) == (recipe, augment, metric)
+    assert config.data.oversample == oversample
+    train, test = transfer.transforms(config, hyperrule.rule(50_000, 300, 300), {})
+    assert (test.size, train.before_crop) == ((224, 224) if augment == "xray" else (480, 512))
+    small, test = transfer.transforms(config, hyperrule.rule(50_000, 32, 32), {})
+    assert (test.size, small.before_crop) == ((224, 224) if augment == "xray" else (128, 160))
+    assert small.flip
+
+
+def test_a_tuned_network_is_kept_where_a_folder_is_given(digits, pretrained, tmp_path):
+    settings = [f"from={pretrained}", "shots=5", "rule.steps=20", f"folder={tmp_path / 'tuned'}"]
+    (line,) = tune(digits, tmp_path, 0, *settings)
+    assert line["path"] == str(tmp_path / "tuned")
+    again = tune(digits, tmp_path, 0, f"from={tmp_path / 'tuned'}", "shots=5", "rule.steps=20")
+    assert len(again) == 2
+    assert (tmp_path / "tuned" / "curves.png").exists()
+
+
+def test_mixup_mixes_images_and_labels_by_the_same_share():
+    torch.manual_seed(0)
+    labels = torch.tensor([0, 1, 2, 3])
+    images = torch.nn.functional.one_hot(labels, 4).float()[:, :, None, None].expand(4, 4, 2, 2)
+    batch = Batch(images, labels, labels, labels >= 0)
+    mixed, targets = transfer.mixer(0.8, seed=0, rank=0, num_classes=4)(5, batch)
+    torch.testing.assert_close(mixed[:, :, 0, 0], targets)
+    torch.testing.assert_close(targets.sum(1), torch.ones(4))
+    assert (targets.max(1).values < 1).any()
+    again, _ = transfer.mixer(0.8, seed=0, rank=0, num_classes=4)(5, batch)
+    assert torch.equal(mixed, again)
+    other, _ = transfer.mixer(0.8, seed=0, rank=0, num_classes=4)(6, batch)
+    assert not torch.equal(mixed, other)
+
+
+def bad(what, digits, pretrained, tmp_path):
+    """Settings of a bad input, and what the message must say."""
+    if what == "from nothing":
+        return [], "from=…"
+    if what == "from empty":
+        return ["from="], "from="
+    if what == "from missing":
+        return [f"from={tmp_path / 'absent'}"], "absent"
+    if what == "random without a network":
+        return ["from=random"], "model=…"
+    if what == "checkpoint of another network":
+        return [f"from={pretrained}", "model=R11x0.25-32px"], "R11x0.25-32px"
+    if what == "not a checkpoint":
+        (tmp_path / "weights.pth").write_text("hello")
+        return [f"from={tmp_path / 'weights.pth'}"], "weights.pth"
+    if what == "unnamed network":
+        save_file({"a": torch.zeros(3)}, tmp_path / "odd.safetensors")
+        return [f"from={tmp_path / 'odd.safetensors'}"], "odd.safetensors"
+    if what == "shots":
+        return [f"from={pretrained}", "shots=-1"], "shots"
+    if what == "missing test pack":
+        return [f"from={pretrained}", "data.test=absent.h5"], "absent.h5"
+    if what == "test pack of other classes":
+        return [f"from={pretrained}", f"data.test={digits / 'low-test.h5'}"], "classes"
+    if what == "results that cannot be written":
+        return [f"from={pretrained}", "results=/proc/nowhere/x.jsonl"], "x.jsonl cannot be written"
+    if what == "one folder for several runs":
+        return [f"from={pretrained}", "seed=0,1", f"folder={tmp_path / 'run'}"], "each over the one before"
+    if what == "no pack":
+        return [f"from={pretrained}", "data.train=5"], "5 is no pack"
+    if what == "a pack twice":
+        twice = ",".join([str(digits / "high-train.h5")] * 2)
+        return [f"from={pretrained}", f"data.train=[{twice}]"], "named twice"
+    if what == "momentum":
+        return [f"from={pretrained}", "optim.momentum=-1"], "optim.momentum=-1"
+    if what == "a resize below the size":
+        return [f"from={pretrained}", "data.resize=4"], "data.resize=4"
+    if what == "diverged":
+        return [f"from={pretrained}", "lr=1e30", "rule.steps=3"], "training has diverged"
+    raise AssertionError(what)
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["from nothing", "from empty", "from missing", "random without a network", "checkpoint of another network",
+     "not a checkpoint", "unnamed network", "shots", "missing test pack", "test pack of other classes",
+     "results that cannot be written", "one folder for several runs", "no pack", "a pack twice", "momentum",
+     "a resize below the size", "diverged"],
+)  # fmt: skip
+def test_bad_input_ends_in_one_message(digits, pretrained, tmp_path, capsys, what):
+    settings, said = bad(what, digits, pretrained, tmp_path)
+    capsys.readouterr()
+    assert tune(digits, tmp_path, 2, *settings) == []
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert said in message
+    assert "Traceback" not in message
+
+
+def test_an_official_network_is_recognised_by_its_weights(digits, tmp_path):
+    """A file without a description, as the published ones are: which member it is shows in its tensors."""
+    state = bit.build("R11x0.25-32px", 3).state_dict()
+    save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "BiT.safetensors")
+    settings = ["shots=1", "rule.steps=1", "data.size=32", "data.resize=36"]
+    (line,) = tune(digits, tmp_path, 0, f"from={tmp_path / 'BiT.safetensors'}", *settings)
+    assert (line["network"], line["pretrained_model"]) == ("R11x0.25-32px", "BiT.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("left", "kept"), [("", 0), ('{"a": 1}\n', 1), ('{"a": 1}\n{"b', 1), ('{"b', 0), ('{"a": 1}', 1)]
+)
+def test_a_line_that_a_kill_cut_off_does_not_spoil_the_next(tmp_path, left, kept):
+    path = tmp_path / "new" / "results.jsonl"
+    path.parent.mkdir()
+    path.write_text(left)
+    finetune.append(path, {"c": 2})
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert found == [{"a": 1}] * kept + [{"c": 2}]

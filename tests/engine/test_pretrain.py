@@ -1,0 +1,209 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import pytest
+import torch
+
+from engine import pretrain
+from engine.comm.communicator import Communicator, Stopped
+from engine.comm.launch import Launch
+from engine.config.loading import load
+from engine.config.schema import PretrainConfig
+from engine.network import bit
+from engine.training import checkpoint
+from engine.training.trainer import Trainer
+from engine.weights import load as load_weights
+
+STEPS = ["schedule.epochs=null", "schedule.steps=12", "schedule.warmup_steps=2", "train.log_every=1"]
+
+
+def settings(digits, folder, *more):
+    packs = [f"data.train={digits / 'low-train.h5'}", f"data.val={digits / 'low-test.h5'}", f"folder={folder}"]
+    return [*packs, *STEPS, *more]
+
+
+def run(digits, folder, *more):
+    config = load(PretrainConfig, "demo", settings(digits, folder, *more), "pretrain")
+    pretrain.pretrain(config, Communicator(Launch("alone")))
+
+
+def newest(folder):
+    return load_weights(checkpoint.find(folder) / checkpoint.WEIGHTS)
+
+
+def losses(folder):
+    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {event["step"]: event["loss"] for event in events if event["kind"] == "train"}
+
+
+def test_a_run_leaves_what_it_promises(digits, tmp_path, capsys):
+    run(digits, tmp_path / "run")
+    out = capsys.readouterr().out
+    assert "29,845 parameters, 5 classes" in out
+    assert "finished" in out
+    folder = tmp_path / "run"
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((folder / "tensorboard").iterdir())
+    assert list(losses(folder)) == list(range(1, 13))
+    surroundings = json.loads((folder / "environment.json").read_text())
+    assert surroundings["versions"]["torch"] == torch.__version__
+    about = checkpoint.describe(checkpoint.find(folder))
+    assert about["class_names"] == ["0", "1", "2", "3", "4"]
+    assert (about["step"], about["images"]) == (12, 12 * 64)
+    assert load(PretrainConfig, str(folder / "config.yaml"), [], "pretrain").schedule.steps == 12
+    bit.build("R8x0.25-8px", 5).load_state_dict(newest(folder))
+
+
+@pytest.mark.parametrize("network_settings", [[], ["train.accumulate=2", "data.backend=host"]])
+def test_a_run_that_breaks_off_goes_on_as_if_it_never_had(digits, tmp_path, monkeypatch, network_settings):
+    more = ["train.checkpoint_every=4", *network_settings]
+    run(digits, tmp_path / "whole", *more)
+    step = Trainer.train_step
+
+    def breaks(self, micro_batches):
+        if self.step == 7:
+            raise OSError("node lost")
+        step(self, micro_batches)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "train_step", breaks)
+        with pytest.raises(OSError, match="node lost"):
+            run(digits, tmp_path / "broken", *more)
+    assert checkpoint.find(tmp_path / "broken").name == "step-00000004"
+    run(digits, tmp_path / "broken", *more)
+    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+    expected = newest(tmp_path / "whole")
+    for name, value in newest(tmp_path / "broken").items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_a_killed_process_leaves_a_checkpoint_to_go_on_from(digits, tmp_path):
+    more = ["schedule.steps=100000", "train.checkpoint_every=3"]
+    command = [sys.executable, "-m", "engine.pretrain", "demo", *settings(digits, tmp_path / "run"), *more]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    until = time.monotonic() + 120
+    while len(checkpoint.complete(checkpoints)) < 2 and time.monotonic() < until:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    found = checkpoint.load(checkpoint.find(tmp_path / "run"))
+    assert found.state["step"] % 3 == 0
+    last = found.state["step"] + 2
+    run(digits, tmp_path / "run", f"schedule.steps={last}", "schedule.warmup_steps=1")
+    assert checkpoint.find(tmp_path / "run").name == f"step-{last:08d}"
+
+
+def test_a_finished_run_again_changes_nothing(digits, tmp_path, capsys):
+    run(digits, tmp_path / "run")
+    before = newest(tmp_path / "run")
+    run(digits, tmp_path / "run")
+    assert "step 12 of 12" in capsys.readouterr().out
+    after = newest(tmp_path / "run")
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+
+
+def test_a_dry_run_shows_the_schedule_and_writes_nothing(digits, tmp_path, capsys):
+    pretrain_main(["demo", "--dry-run", *settings(digits, tmp_path / "run")], 0)
+    out = capsys.readouterr().out
+    assert "(64, 3, 8, 8)" in out
+    assert "peak memory" in out
+    assert "GFLOP" in out
+    rates = [float(rate) for rate in re.findall(r"learning rate (\S+)", out)]
+    assert max(rates) == pytest.approx(0.1)  # base_lr at base_batch 64
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--list"], ["imagenet21k_r152x4", "--print-config", "data.train=a.h5"]])
+def test_what_only_informs_needs_no_data(arguments, capsys):
+    pretrain.main(arguments)
+    assert "imagenet21k_r152x4" in capsys.readouterr().out
+
+
+def pretrain_main(arguments, code):
+    with pytest.raises(SystemExit) as ended:
+        pretrain.main(arguments)
+    assert ended.value.code == code
+
+
+def bad_pack(digits, tmp_path, what):
+    """The packs and settings of a bad input, and what the message must say."""
+    train, folder = digits / "low-train.h5", tmp_path / "run"
+    if what == "missing":
+        return [f"data.train={tmp_path / 'absent.h5'}"], "absent.h5"
+    if what == "empty folder":
+        (tmp_path / "empty").mkdir()
+        return [f"data.train={tmp_path / 'empty'}"], "empty"
+    if what == "truncated":
+        (tmp_path / "short.h5").write_bytes(train.read_bytes()[:-5000])
+        return [f"data.train={tmp_path / 'short.h5'}"], "short.h5"
+    if what == "foreign":
+        with h5py.File(tmp_path / "foreign.h5", "w") as file:
+            file["images"] = [1, 2, 3]
+        return [f"data.train={tmp_path / 'foreign.h5'}"], "foreign.h5"
+    if what == "not HDF5":
+        (tmp_path / "text.h5").write_text("hello")
+        return [f"data.train={tmp_path / 'text.h5'}"], "text.h5"
+    if what == "labels exceed the head":
+        return ["model.num_classes=3"], "label 4"
+    if what == "classes differ":
+        return [f"data.val={digits / 'high-test.h5'}"], "classes"
+    if what == "unknown key":
+        return ["optim.base_rl=1"], "optim.base_lr"
+    if what == "unknown network":
+        return ["model.name=R50x2"], "R50x"
+    if what == "batch does not divide":
+        return ["train.global_batch=65", "train.accumulate=2"], "65"
+    if what == "warm-up longer than the run":
+        return ["schedule.warmup_steps=13"], "warm"
+    if what == "another run's folder":
+        run(digits, folder)
+        return ["train.global_batch=32"], "another run"
+    raise AssertionError(what)
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["missing", "empty folder", "truncated", "foreign", "not HDF5", "labels exceed the head", "classes differ",
+     "unknown key", "unknown network", "batch does not divide", "warm-up longer than the run",
+     "another run's folder"],
+)  # fmt: skip
+def test_bad_input_ends_in_one_message(digits, tmp_path, capsys, what):
+    more, said = bad_pack(digits, tmp_path, what)
+    existed = (tmp_path / "run").exists()
+    capsys.readouterr()
+    pretrain_main(["demo", *settings(digits, tmp_path / "run", *more)], 2)
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert said in message
+    assert "Traceback" not in message
+    assert (tmp_path / "run").exists() == existed
+
+
+def test_a_signal_ends_a_run_with_a_checkpoint(digits, tmp_path, monkeypatch):
+    """SIGUSR1, as a scheduler sends it ahead of a time limit: the run stops soon, and goes on as if it never had."""
+    run(digits, tmp_path / "whole", "schedule.steps=30")
+    step = Trainer.train_step
+
+    def interrupted(self, micro_batches):
+        if self.step == 7:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        step(self, micro_batches)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "train_step", interrupted)
+        with pytest.raises(Stopped, match="step 15 of 30") as stopped:
+            run(digits, tmp_path / "stopped", "schedule.steps=30")
+    assert stopped.value.exit_code == 75
+    os.kill(os.getpid(), signal.SIGUSR1)  # late: nobody is killed by it
+    assert checkpoint.find(tmp_path / "stopped").name == "step-00000015"
+    run(digits, tmp_path / "stopped", "schedule.steps=30")
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    expected = newest(tmp_path / "whole")
+    assert all(torch.equal(value, expected[name]) for name, value in newest(tmp_path / "stopped").items())
