@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     add("--cluster", default="juwels_booster", help="a name from bench/model/clusters/, or a YAML file (%(default)s)")
     add(
         "--profile",
-        help="speed of one GPU: a name from bench/model/profiles/, or what bench/train_step.py --json wrote",
+        help="speed of one GPU: a name in bench/model/profiles/, or what bench/train_step.py --json wrote",
     )
     add("--facts", action="store_true", help="the cluster's facts alone: no calibration on published rows")
     add("--what-if", action="append", default=[], metavar="KEY=VALUE", help="change one thing; may be repeated")

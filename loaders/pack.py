@@ -13,10 +13,10 @@ import numpy as np
 from tqdm import tqdm
 
 from loaders.errors import UserError
+from loaders.packing.find import kinds
 from loaders.packing.ranks import Alone, MpiRanks
 from loaders.packing.spreading import Options, Report, pack
 from loaders.packs.shard import Pack
-from loaders.sources.registry import kinds
 from loaders.sources.select import PARTS
 
 

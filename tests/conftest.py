@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.comm.communicator import has_horovod
+from engine.comm.horovod import has_horovod
 from engine.comm.mpirun import rank_command, rank_environment
 
 ROOT = Path(__file__).parents[1]

@@ -2,6 +2,7 @@
 
 import ast
 import subprocess
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,39 @@ MODULES = {
 TOP_LEVEL = {"setup.py", "csrc", "engine", "loaders", "bench", "jobs", "tests", "README.md", "docs",
              "Makefile", "pyproject.toml", ".ci", ".gitignore", "LICENSE"}  # fmt: skip
 ONLY_IN = {
-    "horovod": {"engine.comm.communicator"},
+    "horovod": {"engine.comm.horovod"},
     "nvidia": {"loaders.pipelines.dali", "bench.peers.loaders"},
     "h5py": {"loaders.packs.hdf5", "loaders.packs.shard"},
-    "mpi4py": {"loaders.packing.ranks", "engine.comm.communicator"},
+    "mpi4py": {"loaders.packing.ranks", "engine.comm.horovod"},
     "torchxrayvision": {"loaders.sources.kinds.xray.labels", "bench.peers.xray"},
 }
+ROOMS = {
+    # room: the rooms that it may import from; `engine.whole` and `loaders.errors` are for all
+    "loaders.sources.wire": set(),
+    "loaders.sources.kinds.xray": {"loaders.sources"},
+    "loaders.sources.kinds": {"loaders.sources", "loaders.sources.wire", "loaders.sources.kinds.xray"},
+    "loaders.sources": set(),
+    "loaders.packs": {"loaders.sources"},
+    "loaders.packing": {"loaders.packs", "loaders.sources", "loaders.sources.kinds"},
+    "loaders.pipelines": {"loaders.packs"},
+    "engine.config": set(),
+    "engine.network": set(),
+    "engine.comm": set(),
+    "engine.optim": {"engine.network", "engine.comm"},
+    "engine.training": {"engine.config", "engine.network", "engine.optim", "engine.comm", "loaders.packs",
+                        "loaders.pipelines"},
+    "engine.transfer": {"engine.config", "engine.network", "engine.comm", "engine.training", "loaders.packs",
+                        "loaders.pipelines"},
+    "bench.model": {"engine.config", "engine.network"},
+    "bench.measured": {"bench.model", "engine.comm", "engine.network", "engine.optim", "engine.training",
+                       "loaders.packs", "loaders.pipelines"},
+    "bench.peers": {"loaders.packing", "loaders.packs", "loaders.pipelines"},
+    "bench.paper": {"engine.transfer"},
+}  # fmt: skip
+"""The rooms, and what each may know of. The commands at the top of engine, loaders, bench and jobs may know of all."""
+FOR_ALL = {"engine.whole", "loaders.errors"}
+COMMANDS = {"engine", "loaders", "bench", "jobs"}
+MOST_FILES = 14
 
 
 def imports(name, everywhere=True):
@@ -71,6 +99,37 @@ def test_there_are_no_import_cycles():
 
     for name in graph:
         visit(name)
+
+
+def room_of(name):
+    """The folder of a module, as a dotted name."""
+    return name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_knows_only_of_the_rooms_below_it(room):
+    for name in MODULES:
+        if room_of(name) != room:
+            continue
+        known = {target for target in imports(name) if target in MODULES} - FOR_ALL - COMMANDS
+        strange = {target for target in known if room_of(target) not in ROOMS[room] | {room}}
+        assert not strange, f"{name} imports {sorted(strange)}"
+
+
+def test_there_is_no_cycle_between_rooms():
+    order = TopologicalSorter(ROOMS).static_order()  # raises CycleError
+    assert set(order) == set(ROOMS)
+
+
+def test_every_folder_is_a_room():
+    assert {room_of(name) for name in MODULES} == {*ROOMS, *COMMANDS - {"jobs"}}
+
+
+def test_a_room_says_what_it_is_for_and_holds_about_a_dozen_files():
+    for room in {*ROOMS, *COMMANDS - {"jobs"}}:
+        inside = [name for name in MODULES if room_of(name) == room]
+        assert len(inside) <= MOST_FILES, f"{room}: {len(inside)} files"
+        assert ast.get_docstring(ast.parse(MODULES[room].read_text())), room
 
 
 @pytest.mark.parametrize("name", MODULES)

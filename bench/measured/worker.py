@@ -15,7 +15,8 @@ import torch
 
 from bench.measured import timing
 from bench.measured.training import PHASES, Setup, TimedTrainer, agreement_loss, build, from_pack, synthetic
-from engine.comm.communicator import Communicator, SharedError, connect
+from engine.comm.communicator import Communicator, SharedError
+from engine.comm.connect import connect
 from engine.training import assemble
 from loaders.errors import UserError
 

@@ -93,7 +93,7 @@ class Profile:
 
 
 def read_cluster(place: str) -> tuple[Cluster, dict[str, str], Published | None]:
-    """The cluster of a name in bench/model/clusters/ or a YAML file; where its values come from; published rows, if any."""
+    """The cluster of a name in model/clusters/ or a YAML file; where its values come from; published rows, if any."""
     path = _find(place, "clusters", "cluster")
     content = _mapping(path)
     gpus = _mapping(HERE / "clusters" / "gpus.yaml")
@@ -128,7 +128,7 @@ def read_gpu(name: str, gpus: dict[str, Any] | None = None, path: Path | None = 
 
 
 def read_profile(place: str) -> Profile:
-    """The profile of a name in bench/model/profiles/, or a YAML or JSON file such as `bench/train_step.py --json` writes."""
+    """The profile of a name in model/profiles/, or a YAML or JSON file such as `bench/train_step.py --json` writes."""
     path = _find(place, "profiles", "profile")
     content = _mapping(path)
     content = content.get("profile", content)

@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from engine.comm.communicator import has_horovod, horovod_speaks_mpi
+from engine.comm.horovod import has_horovod, horovod_speaks_mpi
 from loaders.errors import UserError
 
 

@@ -1,1 +1,1 @@
-"""What a run is told: the schema of its configuration, how recipes and `key=value` words become one, and the recipes."""
+"""What a run is told: the schema of its configuration, how a recipe and `key=value` words become one, recipes."""

@@ -75,7 +75,7 @@ class ModelConfig:
 
     name: str = "R50x1"  # a member of the BiT family: see engine/network/bit.py
     num_classes: int | None = None  # outputs of the head; none: the classes of the training pack
-    weights: str | None = None  # start from these weights (any format of engine/weights.py); none: random
+    weights: str | None = None  # start from these weights (any format of docs/weights.md); none: random
     channels_last: bool = True  # memory order of images and weights; the faster one on GPUs
 
 

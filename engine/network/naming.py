@@ -98,7 +98,7 @@ def rename(name: str, source: Naming, target: Naming) -> str | None:
 
 
 def timm_network(member: str) -> str | None:
-    """timm's name of a network of `engine.network.family.MEMBERS`, `R50x1` → `resnetv2_50x1_bit`; None for our own small
-    ones, which timm has not."""
+    """timm's name of a member of `engine.network.family`, `R50x1` → `resnetv2_50x1_bit`; None for our own small ones,
+    which timm has not."""
     published = re.fullmatch(r"R(\d+x\d)", member)
     return f"resnetv2_{published[1]}_bit" if published else None

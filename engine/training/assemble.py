@@ -215,7 +215,7 @@ def choose_device(wanted: str, comm: Communicator) -> torch.device:
 
 
 def read_weights(place: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Weights and, where it is one of our checkpoints, its description; any format of engine/weights.py."""
+    """Weights and, where it is one of our checkpoints, its description; any format of docs/weights.md."""
     path = Path(place)
     if path.is_dir():
         folder = checkpoint.find(path)

@@ -16,13 +16,13 @@ import numpy as np
 from tqdm import tqdm
 
 from loaders.errors import UserError
+from loaders.packing.find import find_source, list_source
 from loaders.packing.ranks import Alone
 from loaders.packs.shard import Pack, existing_shards, shard_paths
 from loaders.packs.writer import Record, ShardWriter, new_attributes, staged_path
 from loaders.sources.checking import check_items, in_processes
 from loaders.sources.images import JPEG_QUALITY
 from loaders.sources.listing import Listing, Table
-from loaders.sources.registry import find_source, list_source
 from loaders.sources.select import keep_classes, shuffled, split
 
 

@@ -1,4 +1,4 @@
-"""How a pack file is written, byte by byte, and summed. `loaders.packs.shard` reads it; docs/pack-format.md describes it."""
+"""How a pack file is written, byte by byte, and summed. `shard.py` reads it; docs/pack-format.md describes it."""
 
 import os
 import threading

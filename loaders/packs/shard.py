@@ -193,7 +193,7 @@ class Pack:
     ) -> "Pack":
         """Map a pack: DEST.h5 (one file, or its set of shards), one shard, or a list of packs to be read as one.
 
-        Of label vectors those that all packs have are kept, by name (see `loaders.packs.superset`); `labels` asks for certain
+        Of label vectors those that all packs have are kept, by name (see `superset.py`); `labels` asks for certain
         ones, in that order. Packs of one class per image must have the same classes.
         Cheap whatever the size: it reads the structure, not the records (`verify` does).
         `alone` opens the file of that name only, without looking for the shards of its set.

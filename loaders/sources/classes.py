@@ -1,64 +1,18 @@
-"""Finding the kind of a source, and what all kinds share. A new kind is a new module in `loaders/sources/kinds/`.
-
-Such a module has `KIND` (its name for --kind), `HELP` (what SOURCE looks like), `accepts(source) -> bool` (whether
-this is such a source, cheaply) and `listing(source, under) -> Listing`. Where several accept, one with
-`GENERAL = True` stands back. One with `SETTINGS` (name → what it does, with its default) is given those of --set too:
-`listing(source, under, settings)`.
-"""
+"""From names of files and labels to classes: what all kinds of sources share."""
 
 import glob
-import importlib
-import pkgutil
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from types import ModuleType
 
 import numpy as np
 
-from loaders.errors import UserError, shorten, unknown
-from loaders.sources import kinds as modules_of
-from loaders.sources.listing import Bytes, FileRange, Item, Listing, Table, TableBuilder
-
-__all__ = ["Bytes", "FileRange", "Item", "Listing", "classes_from_folders", "find_source", "is_image_name", "kinds"]
+from loaders.errors import UserError, shorten
+from loaders.sources.listing import Listing, Table, TableBuilder
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2"))
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MOST_CLASSES = 1_000_000  # a greater class number is some other number: every class up to it would get a name
-
-
-def kinds() -> dict[str, ModuleType]:
-    """The modules and packages of `loaders.sources.kinds` by their KIND."""
-    names = sorted(module.name for module in pkgutil.iter_modules(modules_of.__path__))
-    modules = [importlib.import_module(f"{modules_of.__name__}.{name}") for name in names]
-    return {module.KIND: module for module in modules}
-
-
-def find_source(source: str, kind: str | None = None) -> ModuleType:
-    """The module for this source: the one named, else the one that accepts what is there."""
-    known = kinds()
-    if kind is not None:
-        if kind not in known:
-            raise UserError(f"unknown kind of source {kind!r}; there are {', '.join(known)}")
-        return known[kind]
-    for module in sorted(known.values(), key=lambda module: getattr(module, "GENERAL", False)):
-        if module.accepts(source):
-            return module
-    expected = "; ".join(f"{name}: {module.HELP}" for name, module in known.items())
-    if ":" not in source and not any(Path(path).exists() for path in expand(source)):
-        raise UserError(f"there is nothing at {source}; SOURCE may be – {expected}")
-    raise UserError(f"{source} is not a source that can be packed; SOURCE may be – {expected}")
-
-
-def list_source(module: ModuleType, source: str, under: str | None, settings: Mapping[str, str]) -> Listing:
-    """What the source holds. UserError for a setting that its kind does not have."""
-    known = getattr(module, "SETTINGS", {})
-    for name in settings:
-        if not known:
-            raise UserError(f"sources of kind {module.KIND} have no settings; leave --set {name}=… away")
-        if name not in known:
-            raise unknown(f"setting of {module.KIND}", name, known)
-    return module.listing(source, under, settings) if known else module.listing(source, under)
 
 
 def expand(source: str) -> list[str]:

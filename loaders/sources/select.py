@@ -8,9 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from loaders.errors import UserError
+from loaders.errors import UserError, shorten
 from loaders.sources.listing import Listing
-from loaders.sources.registry import shorten
 
 PARTS = ("all", "train", "test")
 

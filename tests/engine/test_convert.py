@@ -1,4 +1,4 @@
-"""Conversion of weights: every file is written and read here without engine/network/formats.py, and outputs are timm's."""
+"""Conversion of weights: every file is written and read here without our own code, and outputs are timm's."""
 
 import itertools
 import json

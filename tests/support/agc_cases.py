@@ -45,7 +45,7 @@ def gradients(params, step, dtype=torch.float32, device="cpu"):
 
 
 class Oracle:
-    """`engine.optim.ops.eager_step` in float64 over a list of parameters; `standardized`: epsilon per parameter, or None."""
+    """`ops.eager_step` in float64 over a list of parameters; `standardized`: epsilon per parameter, or None."""
 
     def __init__(self, params, lr, settings, standardized=None):
         self.params = [p.detach().cpu().double() for p in params]

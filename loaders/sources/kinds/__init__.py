@@ -1,1 +1,1 @@
-"""One module for each kind of source; `loaders.sources.registry` finds them here."""
+"""One module for each kind of source; `loaders.packing.find` finds them here."""

@@ -4,8 +4,8 @@ import csv
 from pathlib import Path
 
 from loaders.errors import UserError
+from loaders.sources.classes import with_classes
 from loaders.sources.listing import Listing, TableBuilder, file_range
-from loaders.sources.registry import with_classes
 
 KIND = "csv"
 HELP = "a .csv or .tsv file with columns path and label [group, split]; --under takes the rows of one split"

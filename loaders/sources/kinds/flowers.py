@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from loaders.errors import UserError
+from loaders.sources.classes import check_class_numbers
 from loaders.sources.listing import Listing, TableBuilder, file_in_folder
-from loaders.sources.registry import check_class_numbers
 
 KIND = "flowers102"
 HELP = "a folder with jpg/, imagelabels.mat and setid.mat; --under train, val, trainval or test takes a part"

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from loaders.errors import UserError
+from loaders.sources.classes import classes_from_folders
 from loaders.sources.listing import Listing, file_in_folder
-from loaders.sources.registry import classes_from_folders
 
 KIND = "folder"
 HELP = "a folder with one sub-folder of images per class"

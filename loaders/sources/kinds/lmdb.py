@@ -7,8 +7,8 @@ from io import BytesIO
 from pathlib import Path
 
 from loaders.errors import UserError
+from loaders.sources.classes import with_classes
 from loaders.sources.listing import Listing, TableBuilder
-from loaders.sources.registry import with_classes
 from loaders.sources.wire.protobuf import LENGTH, VARINT, fields, signed
 
 KIND = "lmdb"

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from loaders.errors import UserError
+from loaders.sources.classes import check_class_numbers
 from loaders.sources.listing import Listing, TableBuilder, file_in_folder
-from loaders.sources.registry import check_class_numbers
 
 KIND = "pets"
 HELP = "a folder with images/ and annotations/ (trainval.txt, test.txt); --under trainval or test takes a part"

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from loaders.errors import UserError
+from loaders.sources.classes import classes_from_folders, expand, is_image_name, with_classes
 from loaders.sources.listing import FileRange, Listing, TableBuilder, file_range
-from loaders.sources.registry import classes_from_folders, expand, is_image_name, with_classes
 
 KIND = "tar"
 HELP = (

@@ -12,8 +12,8 @@ import numpy as np
 
 from loaders.errors import UserError
 from loaders.sources.checking import in_processes
+from loaders.sources.classes import check_class_numbers, expand
 from loaders.sources.listing import Listing, TableBuilder
-from loaders.sources.registry import check_class_numbers, expand
 from loaders.sources.wire.crc32c import masked_crc32c
 from loaders.sources.wire.protobuf import LENGTH, fields, signed, varint
 

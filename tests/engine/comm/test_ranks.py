@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from engine.comm.communicator import connect
+from engine.comm.connect import connect
 from engine.comm.launch import Launch
 from engine.training import checkpoint
 from engine.weights import load

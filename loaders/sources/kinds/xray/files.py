@@ -4,8 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from loaders.errors import UserError
-from loaders.sources.registry import shorten
+from loaders.errors import UserError, shorten
 
 # Of sets whose label files give names alone: the folders that may hold them.
 _FOLDERS = {

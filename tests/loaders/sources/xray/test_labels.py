@@ -96,9 +96,8 @@ def test_reading_labels_leaves_the_random_state_alone(tmp_path):
 
 
 def test_the_other_sources_need_no_torchxrayvision():
-    code = (
-        "import sys; from loaders.sources import kinds; kinds(); print(*{'torchxrayvision', 'pandas'} & {*sys.modules})"
-    )
+    code = "import sys; from loaders.packing.find import kinds; kinds();"
+    code += " print(*{'torchxrayvision', 'pandas'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[4], capture_output=True, check=True)
     assert done.stdout.split() == []
 

@@ -1,0 +1,56 @@
+"""Which communicator a launch gets."""
+
+from __future__ import annotations
+
+import time
+
+from engine.comm.communicator import Communicator
+from engine.comm.horovod import HorovodCommunicator, has_horovod, horovod_speaks_mpi
+from engine.comm.launch import Launch, detect_launch
+from engine.comm.torch_distributed import TorchCommunicator
+from loaders.errors import UserError
+
+BACKENDS = ("auto", "horovod", "torch", "local")
+
+
+def _choose(backend: str, launch: Launch) -> str:
+    if backend not in BACKENDS:
+        raise UserError(f"comm.backend={backend} is unknown; choose one of {', '.join(BACKENDS)}")
+    if backend != "auto":
+        return backend
+    if launch.alone:
+        return "local"
+    if launch.by == "torchrun" or not has_horovod():  # torchrun gives Horovod no way to find its peers
+        return "torch"
+    return "horovod" if launch.by == "horovodrun" or horovod_speaks_mpi() else "torch"
+
+
+def connect(backend: str = "auto", launch: Launch | None = None) -> Communicator:
+    """The communicator for this launch.
+
+    Raises UserError where the launcher started more tasks than the communicator sees: each would train alone and
+    write over the others' files.
+    """
+    launch = launch or detect_launch()
+    chosen = _choose(backend, launch)
+    if chosen == "horovod" and not has_horovod():
+        raise UserError(
+            "comm.backend=horovod: Horovod is not installed for this torch; run `make env`, or take comm.backend=torch"
+        )
+    kinds = {"horovod": HorovodCommunicator, "torch": TorchCommunicator, "local": Communicator}
+    if chosen == "local":
+        seen, comm = 1, Communicator(launch)
+    elif chosen == "torch" and launch.alone:
+        seen, comm = 1, Communicator(launch)  # nobody to talk to, and no address to meet at
+    else:
+        comm = kinds[chosen](launch)
+        seen = comm.size
+    if seen != launch.size:
+        time.sleep(0 if launch.rank == 0 else 1)  # let rank 0 speak before the launcher ends it
+        raise UserError(
+            f"{launch.by} started {launch.size} tasks, but {comm.name} sees {seen}: each task would train alone. "
+            "Under srun add --mpi=pmix (and build Horovod with the MPI that srun serves); under mpirun, take the "
+            "mpirun of the MPI that Horovod was built with; or choose comm.backend=torch. "
+            f"Found here: rank {launch.rank}, local rank {launch.local_rank}"
+        )
+    return comm

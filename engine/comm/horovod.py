@@ -1,0 +1,88 @@
+"""Ranks that talk through Horovod: over MPI, Gloo, or NCCL."""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine.comm.communicator import Communicator, Handle
+from engine.comm.launch import Launch
+
+
+class HorovodCommunicator(Communicator):
+    """Horovod over MPI, Gloo, or NCCL, as it was built and launched."""
+
+    name = "horovod"
+
+    def __init__(self, launch: Launch) -> None:
+        import horovod.torch as hvd
+
+        super().__init__(launch)
+        self._hvd = hvd
+        hvd.init()
+        self.rank, self.size, self.local_rank = hvd.rank(), hvd.size(), hvd.local_rank()
+        transport = "MPI" if hvd.mpi_enabled() else "Gloo"
+        self.name = f"horovod ({transport}{' + NCCL' if hvd.nccl_built() and torch.cuda.is_available() else ''})"
+
+    def start_sum_(self, tensor: torch.Tensor, name: str) -> Handle:
+        handle = self._hvd.allreduce_async_(tensor, name=name, op=self._hvd.Sum)
+        return _HorovodHandle(self._hvd, handle)
+
+    def broadcast_(self, tensor: torch.Tensor, name: str = "broadcast") -> None:
+        self._hvd.broadcast_(tensor, root_rank=0, name=name)
+
+    def gather(self, array: np.ndarray, name: str = "gather") -> np.ndarray:
+        return self._hvd.allgather(torch.from_numpy(np.ascontiguousarray(array)), name=name).numpy()
+
+    def exchange(self, value: Any) -> list[Any]:
+        # Horovod gathers rows of any number from each rank, so a pickle is a column of bytes and a length.
+        data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+        lengths = self._hvd.allgather(torch.tensor([data.numel()]), name="exchange.lengths").tolist()
+        parts = self._hvd.allgather(data, name="exchange.bytes").split(lengths)
+        return [pickle.loads(part.numpy().tobytes()) for part in parts]
+
+    def close(self) -> None:
+        self._hvd.shutdown()
+
+    def abort(self, code: int) -> None:
+        if self._hvd.mpi_enabled() and importlib.util.find_spec("mpi4py"):
+            # srun does not end the other tasks when one exits; MPI's own abort does.
+            from mpi4py import MPI
+
+            sys.stdout.flush()
+            sys.stderr.flush()
+            MPI.COMM_WORLD.Abort(code)
+        super().abort(code)
+
+
+class _HorovodHandle:
+    def __init__(self, hvd: Any, handle: int) -> None:
+        self._hvd, self._handle = hvd, handle
+
+    def wait(self) -> None:
+        self._hvd.synchronize(self._handle)
+
+
+def has_horovod() -> bool:
+    """Whether Horovod for torch is installed and loads."""
+    if importlib.util.find_spec("horovod") is None:
+        return False
+    try:
+        import horovod.torch  # noqa: F401
+    except (ImportError, OSError):  # built for another torch or MPI: as good as absent
+        return False
+    return True
+
+
+def horovod_speaks_mpi() -> bool:
+    """Whether Horovod is there and was built with MPI; without, it has Gloo."""
+    if not has_horovod():
+        return False
+    import horovod.torch as hvd
+
+    return hvd.mpi_built()

@@ -1,0 +1,63 @@
+"""Ranks that talk through torch.distributed: NCCL for CUDA tensors, Gloo for the rest."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine.comm.communicator import Communicator, Handle
+from engine.comm.launch import Launch, rendezvous
+from loaders.errors import UserError
+
+
+class TorchCommunicator(Communicator):
+    """torch.distributed: NCCL for CUDA tensors, Gloo for the rest."""
+
+    name = "torch.distributed"
+
+    def __init__(self, launch: Launch) -> None:
+        import torch.distributed as dist
+
+        super().__init__(launch)
+        meeting = rendezvous(launch)
+        if meeting is None:
+            raise UserError(
+                f"torch.distributed does not know where its {launch.size} ranks meet ({launch.by} launch over "
+                "several nodes); set MASTER_ADDR to the first node's name and MASTER_PORT to a free port"
+            )
+        address, port = meeting
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        self._dist = dist
+        dist.init_process_group(
+            backend,
+            init_method=f"tcp://{address}:{port}" if "TORCHELASTIC_RUN_ID" not in os.environ else "env://",
+            rank=launch.rank,
+            world_size=launch.size,
+            timeout=timedelta(minutes=10),
+        )
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.name = f"torch.distributed ({'NCCL' if torch.cuda.is_available() else 'Gloo'})"
+
+    def start_sum_(self, tensor: torch.Tensor, name: str) -> Handle:
+        return self._dist.all_reduce(tensor, async_op=True)
+
+    def broadcast_(self, tensor: torch.Tensor, name: str = "broadcast") -> None:
+        self._dist.broadcast(tensor, src=0)
+
+    def gather(self, array: np.ndarray, name: str = "gather") -> np.ndarray:
+        mine = torch.from_numpy(np.ascontiguousarray(array))
+        rows = [torch.empty_like(mine) for _ in range(self.size)]
+        self._dist.all_gather(rows, mine)
+        return torch.cat(rows).numpy()
+
+    def exchange(self, value: Any) -> list[Any]:
+        values: list[Any] = [None] * self.size
+        self._dist.all_gather_object(values, value)
+        return values
+
+    def close(self) -> None:
+        self._dist.destroy_process_group()
