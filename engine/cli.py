@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NoReturn, TypeVar
 
 from omegaconf import OmegaConf
@@ -36,7 +37,28 @@ def parser(program: str, schema: type, about: str) -> argparse.ArgumentParser:
     result.add_argument("settings", nargs="*", metavar="key=value", help="changes to the recipe")
     result.add_argument("--list", action="store_true", help="list the recipes that come with the engine, and exit")
     result.add_argument("--print-config", action="store_true", help="print the resolved configuration, and exit")
+    result.add_argument("--dry-run", action="store_true", help="build everything, train two steps, write nothing")
     return result
+
+
+def answered(
+    parser: argparse.ArgumentParser,
+    schema: type,
+    kind: str,
+    arguments: argparse.Namespace,
+    several: tuple[str, ...] = (),
+) -> bool:
+    """Whether the command line asked for something else than a run, which then is done."""
+    if arguments.list:
+        list_recipes(kind)
+        return True
+    if arguments.recipe is None:
+        parser.error("which recipe? --list shows those that come with the engine")
+    if arguments.print_config:
+        for chosen in variants(arguments.settings, several):
+            guard(partial(print_config, schema, arguments.recipe, chosen, kind))
+        return True
+    return False
 
 
 @contextmanager
@@ -112,8 +134,7 @@ def start(
     except (UserError, OSError) as error:
         _fail_alone(comm, f"error: {error}", USAGE_ERROR)
     except KeyboardInterrupt:
-        again = " to go on from the newest checkpoint" if kind == "pretrain" else ""
-        _fail_alone(comm, f"interrupted; run the same command again{again}", INTERRUPTED)
+        _fail_alone(comm, "interrupted; the same command goes on from the newest checkpoint", INTERRUPTED)
     except Exception:
         _fail_alone(comm, traceback.format_exc(), 1)
     else:

@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 
 from engine import cli
-from engine.comm.communicator import Communicator
+from engine.comm.communicator import Communicator, Stopped
 from engine.comm.launch import Launch, detect_launch
-from engine.finetune import check_writable, finetune, fingerprint
+from engine.finetune import finetune
 from engine.training import assemble, feed
 from engine.transfer import fewshot, results, sweep_file
+from engine.transfer.record import check_writable, fingerprint
 from engine.transfer.sweep_file import Run
 from loaders.errors import UserError
 from loaders.packs.shard import Pack
@@ -133,6 +134,9 @@ def work(sweep: sweep_file.Sweep, mine: Share, launch: Launch) -> int:
         try:
             line = finetune(run.config, comm, quiet=True)
             said = _scored(line)
+        except Stopped as stop:
+            print(f"[{number}/{len(chosen)}] {run.title}: {stop}", file=sys.stderr, flush=True)
+            return stop.exit_code
         except UserError as error:  # this one diverged, or its images are damaged; the others need not suffer
             failed.append(run)
             said = f"failed: {error}"

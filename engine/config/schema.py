@@ -252,6 +252,7 @@ class FinetuneConfig:
     shots: str = "full"  # training images per class, or "full"
     seed: int = 0  # of the shots drawn, the new head, order and augmentation
     folder: str | None = None  # run folder, for curves and the tuned network; none: only the result line is kept
+    resume: str = "auto"  # auto: go on from the newest checkpoint in the folder; never: refuse a folder in use
     results: str = "runs/finetune.jsonl"  # one line is appended per run
     batch: int = 128  # images per step over all ranks
     lr: float = 0.001  # learning rate after warm-up; not scaled with the batch
@@ -261,6 +262,7 @@ class FinetuneConfig:
     channels_last: bool = True  # memory order of images and weights
     accumulate: int = 1  # micro-batches per step on each rank
     log_every: int = 20  # steps between logged metrics
+    checkpoint_every: int | None = None  # steps between checkpoints in the folder, besides the one at the end
     data: TargetConfig = field(default_factory=TargetConfig)
     rule: RuleConfig = field(default_factory=RuleConfig)
     optim: AgcSgdConfig = field(default_factory=lambda: AgcSgdConfig(weight_decay=0.0))
@@ -269,8 +271,11 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("device", self.device, ("auto", "cpu", "cuda"))
+        _one_of("resume", self.resume, ("auto", "never"))
         for key in ("batch", "lr", "accumulate", "log_every"):
             _positive(key, getattr(self, key))
+        if self.checkpoint_every is not None:
+            _positive("checkpoint_every", self.checkpoint_every)
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed={self.seed}: must be 0 or more, and less than 2**32")
         if self.shots != "full" and not (self.shots.isdecimal() and int(self.shots) > 0):

@@ -113,7 +113,7 @@ def agree(checkpoint: Mapping[str, Any], mine: Mapping[str, Any], path: Path) ->
 
     Progress is counted in steps, so with another global batch the samples seen and the schedule would be others.
     """
-    for key in ("network", "num_classes", "class_names", "global_batch"):
+    for key in ("network", "num_classes", "class_names", "global_batch", "settings"):
         found, expected = checkpoint.get(key), mine.get(key)
         if found != expected:
             raise UserError(

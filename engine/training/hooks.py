@@ -6,7 +6,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -112,25 +112,26 @@ class Evaluate:
 
     def after_step(self, trainer: Trainer) -> None:
         if crossed(trainer.step, self._every) or trainer.step == trainer.total_steps:
-            with trainer.meter.paused():
-                self.newest = self._evaluate()
-            self._progress.say(f"step {trainer.step}: {describe(self.newest)}")
-            if self._metrics:
-                self._metrics.write("val", trainer.step, self.newest)
-                plot_curves(self._metrics.path, self._metrics.path.with_name("curves.png"), self._title)
+            self.evaluate(trainer)
+
+    def evaluate(self, trainer: Trainer) -> None:
+        """Score the network now."""
+        with trainer.meter.paused():
+            self.newest = self._evaluate()
+        self._progress.say(f"step {trainer.step}: {describe(self.newest)}")
+        if self._metrics:
+            self._metrics.write("val", trainer.step, self.newest)
+            plot_curves(self._metrics.path, self._metrics.path.with_name("curves.png"), self._title)
 
     def finish(self, trainer: Trainer) -> None:
         """Nothing left to do: the last step was evaluated."""
 
 
 class SaveCheckpoints:
-    """Writes a checkpoint at the end of each epoch, every `every_steps` steps, and of the run. Rank 0 writes."""
+    """Writes a checkpoint at each multiple of each interval (in steps), and at the end of the run. Rank 0 writes."""
 
-    def __init__(
-        self, folder: Path, about: Mapping[str, Any], keep: int, steps_per_epoch: float, every_steps: int | None
-    ) -> None:
-        self._folder, self._about, self._keep = folder, dict(about), keep
-        self._intervals = [steps_per_epoch] + ([float(every_steps)] if every_steps else [])
+    def __init__(self, folder: Path, about: Mapping[str, Any], keep: int, intervals: Sequence[float]) -> None:
+        self._folder, self._about, self._keep, self._intervals = folder, dict(about), keep, tuple(intervals)
 
     def after_step(self, trainer: Trainer) -> None:
         due = any(crossed(trainer.step, interval) for interval in self._intervals)
@@ -150,13 +151,13 @@ class SaveCheckpoints:
 
 
 class StopOnSignal:
-    """Ends training in good order, with a checkpoint, some steps after SIGUSR1 reached any rank.
+    """Ends training in good order, with a checkpoint where there is a place for one, after SIGUSR1 reached any rank.
 
     Schedulers send it ahead of a time limit (`--signal=USR1@300`), and not to all ranks at the same step. So the ranks
     add up who has heard it, `every` steps, and look at the sum `every` steps later: none waits for another.
     """
 
-    def __init__(self, checkpoints: SaveCheckpoints, every: int = 5) -> None:
+    def __init__(self, checkpoints: SaveCheckpoints | None, every: int = 5) -> None:
         self._checkpoints, self._every = checkpoints, every
         self._heard = False
         self._sum: tuple[torch.Tensor, Handle] | None = None
@@ -177,13 +178,14 @@ class StopOnSignal:
         self._sum = (total, trainer.comm.start_sum_(total, "stop"))
 
     def _stop(self, trainer: Trainer) -> None:
-        self._checkpoints.save(trainer)
+        if self._checkpoints:
+            self._checkpoints.save(trainer)
         # A launcher may end all ranks once one has exited: none leaves before the checkpoint is whole.
         trainer.comm.sum_(torch.zeros(1), "stopped")
-        raise Stopped(
-            f"stopped by SIGUSR1 at step {trainer.step} of {trainer.total_steps}, with a checkpoint; "
-            "the same command goes on from there"
-        )
+        kept = "with a checkpoint; the same command goes on from there"
+        if not self._checkpoints:
+            kept = "without a checkpoint, for no folder=… is set; the same command starts anew"
+        raise Stopped(f"stopped by SIGUSR1 at step {trainer.step} of {trainer.total_steps}, {kept}")
 
     def finish(self, trainer: Trainer) -> None:
         if self._sum is not None:

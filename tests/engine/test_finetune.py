@@ -1,10 +1,12 @@
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from engine import finetune, pretrain
 from engine.comm.communicator import Communicator
@@ -12,7 +14,9 @@ from engine.comm.launch import Launch
 from engine.config.loading import load
 from engine.config.schema import PretrainConfig
 from engine.network import bit
-from engine.transfer import fewshot, hyperrule
+from engine.training import checkpoint
+from engine.training.trainer import Trainer
+from engine.transfer import fewshot, hyperrule, record
 from engine.transfer import plan as transfer
 from loaders.packs.shard import Pack
 from loaders.packs.writer import Record, ShardWriter, new_attributes
@@ -263,6 +267,69 @@ def test_a_line_that_a_kill_cut_off_does_not_spoil_the_next(tmp_path, left, kept
     path = tmp_path / "new" / "results.jsonl"
     path.parent.mkdir()
     path.write_text(left)
-    finetune.append(path, {"c": 2})
+    record.append(path, {"c": 2})
     found = [json.loads(line) for line in path.read_text().splitlines()]
     assert found == [{"a": 1}] * kept + [{"c": 2}]
+
+
+def interrupted_at(monkeypatch, step, act):
+    """Training in which `act` happens before a step."""
+    whole = Trainer.train_step
+
+    def breaks(self, micro_batches):
+        if self.step == step:
+            act()
+        whole(self, micro_batches)
+
+    monkeypatch.setattr(Trainer, "train_step", breaks)
+
+
+def lost():
+    raise OSError("node lost")
+
+
+def tuned(folder):
+    return load_file(checkpoint.find(folder) / checkpoint.WEIGHTS)
+
+
+def test_fine_tuning_that_breaks_off_goes_on_as_if_it_never_had(digits, pretrained, tmp_path, monkeypatch):
+    def words(name):
+        return [f"from={pretrained}", "shots=5", "rule.steps=20", "rule.mixup=0.2", "checkpoint_every=4",
+                f"folder={tmp_path / name}"]  # fmt: skip
+
+    (whole,) = tune(digits, tmp_path, 0, *words("whole"))
+    with monkeypatch.context() as patched:
+        interrupted_at(patched, 14, lost)
+        tune(digits, tmp_path, 2, *words("broken"))
+    assert checkpoint.find(tmp_path / "broken").name == "step-00000012"
+    *_, resumed = tune(digits, tmp_path, 0, *words("broken"))
+    assert resumed["test_loss"] == whole["test_loss"]
+    expected = tuned(tmp_path / "whole")
+    assert all(torch.equal(value, expected[name]) for name, value in tuned(tmp_path / "broken").items())
+    *_, again = tune(digits, tmp_path, 0, *words("broken"))  # nothing is left to train, and it is scored all the same
+    assert again["test_loss"] == whole["test_loss"]
+
+
+def test_fine_tuning_stops_on_a_signal_and_goes_on(digits, pretrained, tmp_path, monkeypatch, capsys):
+    words = [f"from={pretrained}", "shots=5", "rule.steps=30", f"folder={tmp_path / 'run'}"]
+    with monkeypatch.context() as patched:
+        interrupted_at(patched, 7, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+        tune(digits, tmp_path, 75, *words)
+    assert "goes on from there" in capsys.readouterr().err
+    stopped = checkpoint.describe(checkpoint.find(tmp_path / "run"))["step"]
+    assert 8 <= stopped < 30
+    tune(digits, tmp_path, 0, *words)
+    assert f"step {stopped} of 30" in capsys.readouterr().out
+
+
+def test_a_folder_of_another_seed_is_not_gone_on_from(digits, pretrained, tmp_path, capsys):
+    words = [f"from={pretrained}", "shots=5", "rule.steps=5", f"folder={tmp_path / 'run'}"]
+    tune(digits, tmp_path, 0, *words)
+    tune(digits, tmp_path, 2, *words, "seed=1")
+    assert "is of another run" in capsys.readouterr().err
+
+
+def test_a_dry_run_of_fine_tuning_writes_nothing(digits, pretrained, tmp_path, capsys):
+    tune(digits, tmp_path, 0, "--dry-run", f"from={pretrained}", "shots=5", f"folder={tmp_path / 'run'}")
+    assert "peak memory" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()

@@ -155,7 +155,8 @@ def test_results_of_another_program_are_told_before_anything_runs(file, tmp_path
 def test_processes_that_end_at_the_same_moment_write_one_table(file, tmp_path, capsys):
     path = file(seeds=[0], shots=1)
     assert run(capsys, path)[0] == 0
-    text = f"from pathlib import Path; from engine import sweep, sweep_file; s = sweep_file.read(Path({str(path)!r}))\n"
+    text = "from pathlib import Path; from engine import sweep; from engine.transfer import sweep_file\n"
+    text += f"s = sweep_file.read(Path({str(path)!r}))\n"
     text += "for _ in range(300): sweep.collect(s)"
     both = [subprocess.Popen([sys.executable, "-c", text], cwd=ROOT) for _ in range(2)]
     assert [each.wait(timeout=60) for each in both] == [0, 0]
@@ -275,7 +276,7 @@ def test_a_variable_that_is_not_set_is_named(tmp_path, capsys, monkeypatch):
 def test_the_sweep_of_the_papers_tables_has_every_cell():
     """As bench/paper/published/layout.yaml has the tables, which its own test holds against the paper."""
     content = yaml.safe_load((ROOT / "jobs" / "tables.yaml").read_text())
-    layout = yaml.safe_load((ROOT / "bench" / "published" / "layout.yaml").read_text())
+    layout = yaml.safe_load((ROOT / "bench" / "paper" / "published" / "layout.yaml").read_text())
     assert set(content["checkpoints"]) <= set(recipes("pretrain"))
     for target, settings in content["targets"].items():
         assert target in recipes("finetune")

@@ -1,0 +1,145 @@
+"""A run, from its parts to its last step: what pre-training and fine-tuning have in common."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.comm.communicator import Communicator
+from engine.network import bit, weights
+from engine.training import assemble, checkpoint, hooks, metrics
+from engine.training.timetable import Timetable
+from engine.training.trainer import Hook, Mix, Trainer, unmixed
+from loaders.errors import UserError
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained, for how long, and what is kept of it."""
+
+    parts: assemble.Parts
+    times: Timetable
+    title: str  # over the curves
+    folder: Path | None  # for checkpoints, metrics and curves; None: nothing is kept
+    config: str  # the resolved configuration as YAML
+    resume: str  # "auto": go on from the newest checkpoint in the folder; "never": refuse a folder in use
+    log_every: int  # steps
+    eval_every: float  # steps; the last step always has an evaluation
+    keep: int  # newest checkpoints
+    save_every: tuple[float, ...]  # steps between checkpoints, each interval by itself; the last step always has one
+    slice_bytes: int  # of gradients that travel at once
+    mix: Mix = unmixed
+    intro: str = ""  # a line for people, after what the parts are
+
+    @property
+    def global_batch(self) -> int:
+        """Images in a step, over all ranks and micro-batches."""
+        return self.parts.feed.plan.global_batch
+
+
+def train(run: Run, comm: Communicator, *, quiet: bool = False) -> dict[str, float]:
+    """Train to the last step, from the newest checkpoint where there is one; the scores of the last evaluation.
+
+    `quiet`: without a word. UserErrors come together on all ranks; Stopped where a signal ended the run before.
+    """
+    speaks = comm.leads and not quiet
+    with comm.together():
+        newest = _newest(run)
+    step = 0 if newest is None else newest.state["step"]
+    progress = hooks.Progress(step, run.times.total_steps, run.global_batch, speaks)
+    log = metrics.MetricLog(run.folder) if run.folder and comm.leads else None
+    scores = hooks.Evaluate(lambda: run.parts.evaluate(comm), run.eval_every, progress, log, run.title)
+    trainer = _trainer(run, comm, step, _hooks(run, progress, log, scores))
+    with comm.together():
+        if newest is not None:
+            weights.apply(run.parts.model, newest.weights, new_head=False)
+            trainer.load_state(newest.state)
+    run.parts.broadcast(comm)
+    if speaks:
+        _introduce(run, comm)
+    if log:
+        _keep_surroundings(run, comm)
+    if newest is not None:
+        progress.say(f"goes on from {newest.path}, step {step} of {run.times.total_steps}")
+    if step == run.times.total_steps:
+        scores.evaluate(trainer)
+    trainer.fit()
+    if log:
+        log.close()
+    return scores.newest
+
+
+def rehearse(run: Run, comm: Communicator) -> None:
+    """Two steps, and what they show of the run. Writes nothing."""
+    trainer = _trainer(run, comm, 0, [])
+    run.parts.broadcast(comm)
+    if comm.leads:
+        _introduce(run, comm)
+    for _ in range(2):
+        micro_batches = next(trainer.batches)
+        trainer.train_step(micro_batches)
+    shape = tuple(micro_batches[0].images.shape)
+    reading = trainer.meter.read(comm, trainer.global_batch)
+    if comm.leads:
+        print(f"micro-batch {shape}, {len(micro_batches)} of them a step on each rank; two steps: "
+              f"loss {reading['loss']:.4f}; peak memory {assemble.memory_use(run.parts.precision.device)}")  # fmt: skip
+        flops = bit.cost(run.parts.network, run.parts.about["num_classes"], shape[-1]).training_flops
+        print(f"{flops / 1e9:.4g} GFLOP per training image; "
+              f"{flops * trainer.global_batch / comm.size / 1e12:.4g} TFLOP a step on each rank")  # fmt: skip
+        print(run.times.describe())
+
+
+def _trainer(run: Run, comm: Communicator, first_step: int, after_steps: list[Hook]) -> Trainer:
+    return Trainer(
+        model=run.parts.model,
+        flat=run.parts.flat,
+        optimizer=run.parts.optimizer,
+        batches=run.parts.feed.train_batches(first_step, run.times.total_steps),
+        objective=run.parts.objective,
+        learning_rate=run.times.learning_rate,
+        comm=comm,
+        precision=run.parts.precision,
+        total_steps=run.times.total_steps,
+        global_batch=run.global_batch,
+        first_step=first_step,
+        slice_bytes=run.slice_bytes,
+        mix=run.mix,
+        hooks=after_steps,
+    )
+
+
+def _hooks(run: Run, progress: hooks.Progress, log: metrics.MetricLog | None, scores: hooks.Evaluate) -> list[Hook]:
+    """In the order in which they act: a checkpoint is written after what is said of its step."""
+    found: list[Hook] = [hooks.Log(run.log_every, progress, log, run.times.steps_per_epoch)]
+    if run.parts.feed.test is not None:
+        found.append(scores)
+    saving = None
+    if run.folder:
+        saving = hooks.SaveCheckpoints(run.folder / "checkpoints", run.parts.about, run.keep, run.save_every)
+        found.append(saving)
+    return [*found, hooks.StopOnSignal(saving)]
+
+
+def _newest(run: Run) -> checkpoint.Checkpoint | None:
+    """The checkpoint to go on from; UserError where the folder is another run's, or should be new and is not."""
+    found = checkpoint.complete(run.folder / "checkpoints") if run.folder else []
+    if found and run.resume == "never":
+        raise UserError(
+            f"{run.folder} holds checkpoints up to {found[-1].name}; choose another folder=…, or resume=auto"
+        )
+    if not found:
+        return None
+    checkpoint.agree(checkpoint.describe(found[-1]), run.parts.about, found[-1])
+    return checkpoint.load(found[-1])
+
+
+def _introduce(run: Run, comm: Communicator) -> None:
+    print(run.parts.summary(comm), *([run.intro] if run.intro else []), sep="\n", flush=True)
+
+
+def _keep_surroundings(run: Run, comm: Communicator) -> None:
+    """What the run was told and where it ran, beside its results."""
+    (run.folder / "config.yaml").write_text(run.config)
+    surroundings = metrics.environment(comm, run.parts.precision.device)
+    (run.folder / "environment.json").write_text(json.dumps(surroundings, indent=1) + "\n")
