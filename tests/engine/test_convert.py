@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from engine import finetune, weights
 from engine.network import bit, formats
+from engine.network.weights import apply
 from engine.training import checkpoint
 from loaders.errors import UserError
 from tests.conftest import ROOT
@@ -180,7 +181,7 @@ def test_we_compute_the_same_with_timms_weights(tmp_path):
     published_epsilon(theirs)
     save_file(theirs.state_dict(), tmp_path / "timm.safetensors")
     ours = bit.build("R50x1", 9)
-    weights.apply(ours, weights.load(tmp_path / "timm.safetensors"), new_head=False)
+    apply(ours, weights.load(tmp_path / "timm.safetensors"), new_head=False)
     agree(ours, theirs)
 
 

@@ -28,7 +28,7 @@ def events(folder, kind):
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_collectives(launch, launcher):
     backend, transport = LAUNCHERS[launcher]
-    done = launch(3, launcher, ["-m", "tests.rank_collectives", backend, "3"])
+    done = launch(3, launcher, ["-m", "tests.support.rank_collectives", backend, "3"])
     assert done.returncode == 0, done.stderr
     for rank in range(3):
         assert f"rank {rank} of 3 agrees" in done.stdout

@@ -9,8 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from engine import weights
-from engine.network import bit
+from engine.network import bit, weights
 from loaders.errors import UserError
 from tests.support.weight_files import CLASSES, NAME, contents, equal, official_arrays, randomized, timm_state
 
