@@ -16,7 +16,8 @@ from engine.network import bit
 from engine.optim.agc_sgd import AgcSgd, named_groups
 from engine.optim.flat import FlatParameters, GradientSum
 from engine.optim.standardized import choose
-from engine.training import assemble, feed, objective
+from engine.training import feed, objective
+from engine.training.device import prepare_device
 from engine.training.precision import Precision
 from engine.training.trainer import Trainer
 from loaders.errors import UserError
@@ -154,7 +155,7 @@ class TimedTrainer(Trainer):
 
 def build(setup: Setup, comm: Communicator) -> TimedTrainer:
     """A trainer of the set-up on this rank's device; all ranks get the same weights."""
-    precision = assemble.prepare(setup.precision, setup.device, comm)
+    precision = prepare_device(setup.precision, setup.device, comm)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(setup.seed)
         model = bit.build(setup.network, setup.num_classes)

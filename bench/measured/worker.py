@@ -17,7 +17,7 @@ from bench.measured import timing
 from bench.measured.training import PHASES, Setup, TimedTrainer, agreement_loss, build, from_pack, synthetic
 from engine.comm.communicator import Communicator, SharedError
 from engine.comm.connect import connect
-from engine.training import assemble
+from engine.training.device import choose_device
 from loaders.errors import UserError
 
 MARK = "boosterbit-scaling "  # what the line of JSON begins with
@@ -56,7 +56,7 @@ def work(task: dict[str, Any], comm: Communicator) -> dict[str, Any]:
     """What one size gives. UserErrors come together on all ranks."""
     setup = Setup(**task["setup"])
     with comm.together():
-        device = assemble.choose_device(setup.device, comm)
+        device = choose_device(setup.device, comm)
         loaded = None if task["data"] is None else from_pack(task["data"], setup, comm, device)
     trainer = build(setup, comm)
     how = {name: task[name] for name in ("warmup", "steps", "repeats")}

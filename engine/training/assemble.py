@@ -3,8 +3,6 @@ ranks before one waits for another."""
 
 from __future__ import annotations
 
-import os
-import resource
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,12 @@ from engine.optim.agc_sgd import AgcSgd, named_groups
 from engine.optim.flat import FlatParameters
 from engine.optim.standardized import StandardizedWeights, choose
 from engine.training import checkpoint, feed, objective
+from engine.training.device import prepare_device
 from engine.training.evaluate import evaluate, without_auc
 from engine.training.feed import Feed
 from engine.training.objective import Objective
 from engine.training.precision import Precision
-from loaders.errors import UserError, shorten
+from loaders.errors import shorten
 from loaders.packs import superset
 from loaders.packs.shard import Pack
 from loaders.pipelines import transform
@@ -141,7 +140,7 @@ def label_counts(train: Pack, test: Pack | None, mean_auc: bool) -> str:
 
 def pretraining(config: PretrainConfig, comm: Communicator) -> Parts:
     """The parts of a pre-training run."""
-    precision = prepare(config.train.precision, config.train.device, comm)
+    precision = prepare_device(config.train.precision, config.train.device, comm)
     train = Pack.open(config.data.train)
     test = None if config.data.val is None else feed.open_test(config.data.val, train)
     num_classes = config.model.num_classes or len(train.class_names)
@@ -187,33 +186,6 @@ def transforms(config: DataConfig) -> tuple[Transform, Transform]:
     return replace(training, scale=tuple(config.scale), flip=config.flip), evaluation
 
 
-def prepare(precision: str, device: str, comm: Communicator) -> Precision:
-    """Take this rank's device, and set it up for a precision."""
-    result = Precision(precision, choose_device(device, comm))
-    result.prepare()
-    return result
-
-
-def choose_device(wanted: str, comm: Communicator) -> torch.device:
-    """This rank's device: the GPU of its local rank, or the CPU."""
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda: no usable GPU is visible to this process; choose cpu, or check the job's GPUs")
-    if wanted == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    count = torch.cuda.device_count()
-    # Slurm can bind GPUs to tasks: then each sees its own alone, as number 0.
-    bound = "SLURM_GPUS_PER_TASK" in os.environ or "SLURM_TRES_PER_TASK" in os.environ
-    index = 0 if bound and count == 1 else comm.local_rank
-    if index >= count:
-        raise UserError(
-            f"local rank {comm.local_rank} has no GPU: {count} visible on this node; start {count} tasks per node "
-            "(--ntasks-per-node), or let each task see its own GPU (--gpus-per-task=1)"
-        )
-    device = torch.device("cuda", index)
-    torch.cuda.set_device(device)
-    return device
-
-
 def read_weights(place: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Weights and, where it is one of our checkpoints, its description; any format of docs/weights.md."""
     path = Path(place)
@@ -221,11 +193,3 @@ def read_weights(place: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, 
         folder = checkpoint.find(path)
         return weights.load(folder / checkpoint.WEIGHTS), checkpoint.describe(folder)
     return weights.load(path), {}
-
-
-def memory_use(device: torch.device) -> str:
-    """Largest memory use of this process so far, for people."""
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on the GPU, {host:.2f} GiB on the host"
-    return f"{host:.2f} GiB"

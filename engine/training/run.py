@@ -9,6 +9,7 @@ from pathlib import Path
 from engine.comm.communicator import Communicator
 from engine.network import bit, weights
 from engine.training import assemble, checkpoint, hooks, metrics
+from engine.training.device import memory_use, refuse_shared_gpus
 from engine.training.timetable import Timetable
 from engine.training.trainer import Hook, Mix, Trainer, unmixed
 from loaders.errors import UserError
@@ -44,6 +45,7 @@ def train(run: Run, comm: Communicator, *, quiet: bool = False) -> dict[str, flo
     `quiet`: without a word. UserErrors come together on all ranks; Stopped where a signal ended the run before.
     """
     speaks = comm.leads and not quiet
+    refuse_shared_gpus(run.parts.precision.device, comm)
     with comm.together():
         newest = _newest(run)
     step = 0 if newest is None else newest.state["step"]
@@ -83,7 +85,7 @@ def rehearse(run: Run, comm: Communicator) -> None:
     reading = trainer.meter.read(comm, trainer.global_batch)
     if comm.leads:
         print(f"micro-batch {shape}, {len(micro_batches)} of them a step on each rank; two steps: "
-              f"loss {reading['loss']:.4f}; peak memory {assemble.memory_use(run.parts.precision.device)}")  # fmt: skip
+              f"loss {reading['loss']:.4f}; peak memory {memory_use(run.parts.precision.device)}")  # fmt: skip
         flops = bit.cost(run.parts.network, run.parts.about["num_classes"], shape[-1]).training_flops
         print(f"{flops / 1e9:.4g} GFLOP per training image; "
               f"{flops * trainer.global_batch / comm.size / 1e12:.4g} TFLOP a step on each rank")  # fmt: skip

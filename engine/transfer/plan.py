@@ -14,6 +14,7 @@ from engine.comm.communicator import Communicator
 from engine.config.schema import FinetuneConfig
 from engine.network import bit, weights
 from engine.training import assemble, feed, losses
+from engine.training.device import prepare_device
 from engine.training.feed import Feed
 from engine.training.timetable import Timetable
 from engine.training.trainer import Mix, unmixed
@@ -56,7 +57,7 @@ class Plan:
 
 def finetuning(config: FinetuneConfig, comm: Communicator) -> tuple[assemble.Parts, Plan]:
     """The parts of a fine-tuning run, and its plan."""
-    precision = assemble.prepare(config.precision, config.device, comm)
+    precision = prepare_device(config.precision, config.device, comm)
     train = Pack.open(config.data.train)
     test = feed.open_test(config.data.test, train)
     source = _source(config)
