@@ -17,8 +17,7 @@ from engine.optim.agc_sgd import AgcSgd, named_groups
 from engine.optim.flat import FlatParameters, GradientSum
 from engine.optim.standardized import choose
 from engine.training import feed, objective
-from engine.training.device import prepare_device
-from engine.training.precision import Precision
+from engine.training.precision import Precision, prepare_device
 from engine.training.trainer import Trainer
 from loaders.errors import UserError
 from loaders.packs.shard import Pack

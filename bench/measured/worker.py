@@ -17,7 +17,7 @@ from bench.measured import timing
 from bench.measured.training import PHASES, Setup, TimedTrainer, agreement_loss, build, from_pack, synthetic
 from engine.comm.communicator import Communicator, SharedError
 from engine.comm.connect import connect
-from engine.training.device import choose_device
+from engine.comm.device import choose_device
 from loaders.errors import UserError
 
 MARK = "boosterbit-scaling "  # what the line of JSON begins with

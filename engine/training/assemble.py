@@ -17,11 +17,10 @@ from engine.optim.agc_sgd import AgcSgd, named_groups
 from engine.optim.flat import FlatParameters
 from engine.optim.standardized import StandardizedWeights, choose
 from engine.training import checkpoint, feed, objective
-from engine.training.device import prepare_device
 from engine.training.evaluate import evaluate, without_auc
 from engine.training.feed import Feed
 from engine.training.objective import Objective
-from engine.training.precision import Precision
+from engine.training.precision import Precision, prepare_device
 from loaders.errors import shorten
 from loaders.packs import superset
 from loaders.packs.shard import Pack

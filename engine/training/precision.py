@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.comm.communicator import Communicator
+from engine.comm.device import choose_device
 from loaders.errors import UserError
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -44,3 +46,10 @@ class Precision:
     def scaler(self) -> torch.amp.GradScaler:
         """A loss scaler that does nothing except in fp16."""
         return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
+
+
+def prepare_device(precision: str, device: str, comm: Communicator) -> Precision:
+    """Take this rank's device, and set it up for a precision."""
+    result = Precision(precision, choose_device(device, comm))
+    result.prepare()
+    return result

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from engine.comm.communicator import Communicator
+from engine.comm.device import refuse_shared_gpus
 from engine.network import bit, weights
 from engine.training import assemble, checkpoint, hooks, metrics
-from engine.training.device import memory_use, refuse_shared_gpus
 from engine.training.timetable import Timetable
 from engine.training.trainer import Hook, Mix, Trainer, unmixed
 from loaders.errors import UserError
@@ -85,7 +88,7 @@ def rehearse(run: Run, comm: Communicator) -> None:
     reading = trainer.meter.read(comm, trainer.global_batch)
     if comm.leads:
         print(f"micro-batch {shape}, {len(micro_batches)} of them a step on each rank; two steps: "
-              f"loss {reading['loss']:.4f}; peak memory {memory_use(run.parts.precision.device)}")  # fmt: skip
+              f"loss {reading['loss']:.4f}; peak memory {_memory_use(run.parts.precision.device)}")  # fmt: skip
         flops = bit.cost(run.parts.network, run.parts.about["num_classes"], shape[-1]).training_flops
         print(f"{flops / 1e9:.4g} GFLOP per training image; "
               f"{flops * trainer.global_batch / comm.size / 1e12:.4g} TFLOP a step on each rank")  # fmt: skip
@@ -145,3 +148,11 @@ def _keep_surroundings(run: Run, comm: Communicator) -> None:
     (run.folder / "config.yaml").write_text(run.config)
     surroundings = metrics.environment(comm, run.parts.precision.device)
     (run.folder / "environment.json").write_text(json.dumps(surroundings, indent=1) + "\n")
+
+
+def _memory_use(device: torch.device) -> str:
+    """Largest memory use of this process so far, for people."""
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on the GPU, {host:.2f} GiB on the host"
+    return f"{host:.2f} GiB"

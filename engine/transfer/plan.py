@@ -14,8 +14,8 @@ from engine.comm.communicator import Communicator
 from engine.config.schema import FinetuneConfig
 from engine.network import bit, weights
 from engine.training import assemble, feed, losses
-from engine.training.device import prepare_device
 from engine.training.feed import Feed
+from engine.training.precision import prepare_device
 from engine.training.timetable import Timetable
 from engine.training.trainer import Mix, unmixed
 from engine.transfer import fewshot, hyperrule

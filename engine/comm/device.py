@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import os
-import resource
 import socket
 
 import torch
 
 from engine.comm.communicator import Communicator, SharedError
-from engine.training.precision import Precision
 from loaders.errors import UserError
-
-
-def prepare_device(precision: str, device: str, comm: Communicator) -> Precision:
-    """Take this rank's device, and set it up for a precision."""
-    result = Precision(precision, choose_device(device, comm))
-    result.prepare()
-    return result
 
 
 def choose_device(wanted: str, comm: Communicator) -> torch.device:
@@ -36,8 +27,8 @@ def choose_device(wanted: str, comm: Communicator) -> torch.device:
     if index >= count:
         raise UserError(
             f"local rank {comm.local_rank} has no GPU: {count} are visible to it "
-            f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}); start as many tasks per node as "
-            "there are GPUs (--ntasks-per-node), or let each task see one GPU of its own (--gpus-per-task=1)"
+            f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}); start as many tasks per node "
+            "as there are GPUs (--ntasks-per-node), or let each task see one GPU of its own (--gpus-per-task=1)"
         )
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
@@ -61,11 +52,3 @@ def refuse_shared_gpus(device: torch.device, comm: Communicator) -> None:
                 "(export CUDA_VISIBLE_DEVICES=0,1,2,3 before srun)"
             )
         taken[place] = rank
-
-
-def memory_use(device: torch.device) -> str:
-    """Largest memory use of this process so far, for people."""
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on the GPU, {host:.2f} GiB on the host"
-    return f"{host:.2f} GiB"

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from engine.comm.communicator import Communicator, SharedError
+from engine.comm.device import choose_device, refuse_shared_gpus
 from engine.comm.launch import Launch
-from engine.training.device import choose_device, refuse_shared_gpus
 from loaders.errors import UserError
 
 
