@@ -44,8 +44,9 @@ def read_cluster(name: str) -> dict[str, Any]:
     if not Path(name).is_file():
         raise UserError(f"cluster {name!r} is neither a file nor one of {', '.join(known)}")
     content = yaml.safe_load(Path(name).read_text())
-    if not isinstance(content, dict) or set(content) - set(known["generic"]):
-        raise UserError(f"{name} must hold the keys {', '.join(known['generic'])}")
+    keys = set(known["generic"]) | {"visible"}
+    if not isinstance(content, dict) or set(content) - keys:
+        raise UserError(f"{name} must hold the keys {', '.join(sorted(keys))}")
     return known["generic"] | {"mpi": None} | content
 
 
@@ -61,6 +62,7 @@ def script(arguments: argparse.Namespace) -> str:
         "time": arguments.time or cluster["time"],
     }
     values: dict[str, str | list[str]] = {"CLUSTER_ENV": cluster["env"], "MPI_TYPE": cluster.get("mpi") or ""}
+    whole_node = {"VISIBLE": cluster.get("visible") or ""}
     what, _, recipe = arguments.what.rpartition(":")
     tasks = arguments.nodes * cluster["tasks_per_node"]
     if what == "finetune":
@@ -94,10 +96,12 @@ def script(arguments: argparse.Namespace) -> str:
     elif recipe == "scaling":
         template, name = "single", arguments.name or "scaling"
         result = f"scaling-{tasks}"
+        values |= whole_node
         values["COMMAND"] = ["python", "bench/scaling.py", "--gpus", str(tasks), "--json", f"{result}.json",
                              "--plot", f"{result}.png", *arguments.settings]  # fmt: skip
     elif recipe == "pack":
         template, name = "single", arguments.name or "pack"
+        values |= whole_node
         values["COMMAND"] = ["python", "-m", "loaders.pack", *arguments.settings]
         options |= {"ntasks-per-node": 1, "cpus-per-task": cluster["tasks_per_node"] * cluster["cpus_per_task"]}
     else:
@@ -105,7 +109,7 @@ def script(arguments: argparse.Namespace) -> str:
         config = load(PretrainConfig, recipe, arguments.settings, "pretrain")
         check_batch(config, tasks)
         name = arguments.name or config.name
-        values |= {"RECIPE": recipe, "NAME": name, "SETTINGS": arguments.settings}
+        values |= {"RECIPE": recipe, "NAME": name, "SETTINGS": arguments.settings} | whole_node
         ahead = 300 if arguments.signal is None else arguments.signal
         if seconds(options["time"]) < ahead + STARTUP:
             raise UserError(

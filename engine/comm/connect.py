@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import time
 
+import torch
+
 from engine.comm.communicator import Communicator
-from engine.comm.horovod import HorovodCommunicator, has_horovod, horovod_speaks_mpi
+from engine.comm.horovod import HorovodCommunicator, has_horovod, horovod_has_nccl, horovod_speaks_mpi
 from engine.comm.launch import Launch, detect_launch
 from engine.comm.torch_distributed import TorchCommunicator
 from loaders.errors import UserError
@@ -21,6 +25,8 @@ def _choose(backend: str, launch: Launch) -> str:
     if launch.alone:
         return "local"
     if launch.by == "torchrun" or not has_horovod():  # torchrun gives Horovod no way to find its peers
+        return "torch"
+    if torch.cuda.is_available() and not horovod_has_nccl():  # it would take each gradient through the host
         return "torch"
     return "horovod" if launch.by == "horovodrun" or horovod_speaks_mpi() else "torch"
 
@@ -49,8 +55,23 @@ def connect(backend: str = "auto", launch: Launch | None = None) -> Communicator
         time.sleep(0 if launch.rank == 0 else 1)  # let rank 0 speak before the launcher ends it
         raise UserError(
             f"{launch.by} started {launch.size} tasks, but {comm.name} sees {seen}: each task would train alone. "
-            "Under srun add --mpi=pmix (and build Horovod with the MPI that srun serves); under mpirun, take the "
+            f"Under srun {_mpi_hint()} (and build Horovod with the MPI that srun serves); under mpirun, take the "
             "mpirun of the MPI that Horovod was built with; or choose comm.backend=torch. "
             f"Found here: rank {launch.rank}, local rank {launch.local_rank}"
         )
     return comm
+
+
+def _mpi_hint() -> str:
+    """Which --mpi to try: of the types that this cluster's srun lists, those that speak PMIx come first."""
+    kinds = []
+    if shutil.which("srun"):
+        try:
+            done = subprocess.run(["srun", "--mpi=list"], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return "add --mpi=… (see srun --mpi=list)"
+        words = (done.stdout + done.stderr).replace(",", " ").split()
+        kinds = sorted({word for word in words if "pmi" in word}, key=lambda word: ("pmix" not in word, word))
+    if not kinds:
+        return "add --mpi=… (see srun --mpi=list; often pmix)"
+    return "add " + " or ".join(f"--mpi={kind}" for kind in kinds)

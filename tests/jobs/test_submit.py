@@ -68,3 +68,33 @@ def test_unusable_words_submit_nothing(words, said):
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert said in done.stderr
+
+
+def run_with_stand_ins(text, folder):
+    """Run a job script where `srun` and `scontrol` are programs that say what they were given."""
+    shutil.copytree(ROOT / "jobs", folder / "jobs")
+    (folder / "jobs" / "env" / "juwels_booster.sh").write_text(f"export PATH={folder}/bin:$PATH\n")
+    (folder / "bin").mkdir()
+    for name, says in (("srun", 'echo "srun $*"; env'), ("scontrol", "echo jwb0001"), ("python", "exit 0")):
+        (folder / "bin" / name).write_text(f"#!/bin/bash\n{says}\n")
+        (folder / "bin" / name).chmod(0o755)
+    (folder / "script").write_text(text)
+    env = {"PATH": "/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "jwb[0001-0002]",
+           "SLURM_CPUS_PER_TASK": "12", "SCRATCH": str(folder)}  # fmt: skip
+    return subprocess.run(["bash", folder / "script"], cwd=folder, env=env, capture_output=True, text=True, check=True)
+
+
+def test_on_juwels_tasks_see_all_gpus_speak_its_mpi_and_do_not_wait_for_horovod(tmp_path):
+    done = run_with_stand_ins(dry_run("imagenet21k_r50x1", "--nodes", "2", "--cluster", "juwels_booster",
+                                      "data.train=x", "train.global_batch=4096"), tmp_path)  # fmt: skip
+    said = done.stdout.splitlines()
+    assert any(line.startswith("srun --mpi=pspmix ") and "engine.pretrain imagenet21k_r50x1" in line for line in said)
+    assert "CUDA_VISIBLE_DEVICES=0,1,2,3" in said
+    assert "HOROVOD_ENABLE_ASYNC_COMPLETION=1" in said
+
+
+def test_steps_of_one_gpu_are_left_to_the_launcher(tmp_path):
+    """A sweep's steps take a GPU each: told to see all, every one of them would take the first."""
+    text = dry_run("finetune:natural", "--cluster", "juwels_booster", "from=a", "data.train=x", "data.test=y")
+    assert "CUDA_VISIBLE_DEVICES" not in text
+    assert "STEP_OPTIONS=(--gpus-per-task=1)" in text
