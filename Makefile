@@ -2,7 +2,8 @@
 
 export VENV ?= .venv
 export PYTHON ?= python3
-export TORCH ?= torch==2.14.1
+export TORCH ?=
+export CUDA ?= auto
 export MPI ?= auto
 export HOROVOD_NCCL ?=
 RUN := PATH="$(abspath $(VENV))/bin:$$PATH"
@@ -21,7 +22,8 @@ help:
 	@echo 'settings, with what they are now:'
 	@echo '  VENV=$(VENV)            where the environment is, or goes'
 	@echo '  PYTHON=$(PYTHON)         what makes it: 3.11 or later'
-	@echo '  TORCH="$(TORCH)"   what pip installs as torch, with options such as --index-url'
+	@echo '  CUDA=$(CUDA)             12 or 13: what the packages are built for; auto: as nvcc is, or the driver'
+	@echo '  TORCH=$(TORCH)                what pip installs as torch, with options such as --index-url; unset: by CUDA'
 	@echo '  MPI=$(MPI)              auto: the system'"'"'s MPI, else one from a wheel; none: Gloo only'
 	@echo '  HOROVOD_NCCL=$(HOROVOD_NCCL)         1: Horovod with NCCL, for GPU nodes; needs a CUDA toolkit'
 	@echo '  BOOSTERBIT_CUDA=$(BOOSTERBIT_CUDA)      1: the CUDA kernel must be built; 0: CPU only; unset: where nvcc is'

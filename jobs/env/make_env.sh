@@ -4,7 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-VENV=${VENV:-.venv} PYTHON=${PYTHON:-python3} TORCH=${TORCH:-torch==2.14.1} MPI=${MPI:-auto}
+VENV=${VENV:-.venv} PYTHON=${PYTHON:-python3} TORCH=${TORCH:-} MPI=${MPI:-auto}
+VERSION=2.14.1 # of torch, which `pip install torch` gives for CUDA 13
 
 say() { printf '\033[1m▸ %s\033[0m\n' "$*"; }
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
@@ -33,6 +34,21 @@ command -v "${CXX:-c++}" >/dev/null ||
     fail "no C++ compiler (${CXX:-c++}): apt-get install g++, or module load GCC"
 [[ $MPI == auto || $MPI == none ]] || fail "MPI=$MPI: it takes auto or none (Horovod then talks through Gloo only)"
 
+# Before 6 GB are downloaded: packages for another CUDA than the compiler's could not be built against.
+chosen=$(jobs/env/choose_cuda.sh)
+read -r cuda found <<<"$chosen"
+if [[ -z $TORCH ]]; then
+    TORCH=torch==$VERSION
+    if [[ $cuda == 12 ]]; then
+        TORCH="torch==$VERSION+cu126 --extra-index-url https://download.pytorch.org/whl/cu126"
+    fi
+fi
+about="packages for CUDA $cuda ($found): $TORCH and jobs/env/requirements.txt (about 3 minutes, 6 GB; CUDA= and TORCH= choose others)"
+if [[ ${1:-} == --say ]]; then
+    say "$about"
+    exit
+fi
+
 mkdir -p "$VENV"
 VENV=$(realpath "$VENV")
 export VENV
@@ -46,10 +62,10 @@ stage venv "$("$PYTHON" -c 'import sys; print(sys.version)')" "environment in $V
 
 packages() {
     # shellcheck disable=SC2086 # TORCH may hold several words, such as an --index-url
-    pip install --disable-pip-version-check --progress-bar off $TORCH -r jobs/env/requirements.txt
+    pip install --disable-pip-version-check --progress-bar off $TORCH -r jobs/env/requirements.txt -r "jobs/env/cuda$cuda.txt"
 }
-stage packages "$(key jobs/env/requirements.txt <(echo "$TORCH"))" \
-    "packages: $TORCH and jobs/env/requirements.txt (about 3 minutes, 6 GB)" packages
+stage packages "$(key jobs/env/requirements.txt "jobs/env/cuda$cuda.txt" <(echo "$TORCH"))" \
+    "$about" packages
 
 # The system's MPI if it has a compiler wrapper: on a cluster that is the one srun knows. Else one from a wheel.
 if [[ $MPI == auto ]] && ! command -v mpicxx >/dev/null; then
@@ -76,5 +92,6 @@ stage horovod "$(key jobs/env/build_horovod.sh <(echo "$torch_version $MPI ${HOR
 # The extension lies in this tree, which may share its environment with others.
 STAMPS=build
 mkdir -p build
-stage extension "$(key setup.py csrc/* <(echo "$torch_version ${BOOSTERBIT_CUDA:-} $VENV"))" \
+mapfile -t sources < <(find csrc -type f | sort)
+stage extension "$(key setup.py "${sources[@]}" <(echo "$torch_version ${BOOSTERBIT_CUDA:-} $VENV"))" \
     "extension engine._C from csrc/ (about a minute)" python setup.py build_ext --inplace
