@@ -54,7 +54,7 @@ def measure(
     The order within a turn rotates, so that none always follows the same other. `between` runs, untimed, before each
     call: to restore inputs, or to flush a cache. On a GPU each call is enclosed by two events, and the device is
     idle when it starts, so launch costs count where the device waits for them; unless `queued`: then the device is
-    kept busy for 50 ms first, so that the host is ahead of it, as it is in the middle of training.
+    kept busy for 13 to 18 ms first, so that the host is ahead of it, as it is in the middle of training.
     """
     if not variants or repeats < 1:
         raise ValueError(f"{len(variants)} variants, {repeats} repeats; at least 1 of each expected")
@@ -160,7 +160,7 @@ def _cpu_milliseconds(call: Callable[[], Any]) -> float:
 
 
 def _queued_milliseconds(call: Callable[[], Any]) -> float:
-    return _gpu_milliseconds(call, busy_cycles=100_000_000)
+    return _gpu_milliseconds(call, busy_cycles=25_000_000)
 
 
 def _gpu_milliseconds(call: Callable[[], Any], busy_cycles: int = 0) -> float:
