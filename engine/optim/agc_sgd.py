@@ -101,7 +101,10 @@ class AgcSgd(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters; ValueError where the group's hyper-parameters (or the defaults) are out of
         range."""
-        super().add_param_group(param_group)
+        # torch's own method in a wrapper that imports its compiler, hundreds of files for each rank, only to say that
+        # this is not to be compiled. What it wraps is called instead, where it is there.
+        adds = torch.optim.Optimizer.add_param_group
+        getattr(adds, "__wrapped__", adds)(self, param_group)
         try:
             _check(self.param_groups[-1])
             self._choose()

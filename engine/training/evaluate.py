@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from engine.comm.communicator import Communicator, SharedError
@@ -86,6 +85,8 @@ def per_class_auc(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
     labels: (N, L) of 0, 1, or NaN for unknown; scores: (N, L), any increasing function of the probability.
     """
+    from sklearn.metrics import roc_auc_score  # hundreds of files: opened when there is something to score
+
     areas = np.full(labels.shape[1], np.nan)
     for index in range(labels.shape[1]):
         known = ~np.isnan(labels[:, index])

@@ -5,7 +5,6 @@ Losses are computed in fp32 at least, whatever the logits' dtype.
 """
 
 import torch
-from scipy.special import betaincinv
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -62,7 +61,11 @@ def mixup_share(alpha: float, uniform: float) -> float:
 
     1, that is no mixing, for `alpha` 0.
     """
-    return float(betaincinv(alpha, alpha, uniform)) if alpha > 0 else 1.0
+    if alpha == 0:
+        return 1.0
+    from scipy.special import betaincinv  # hundreds of files, which ranks that mix nothing need not open
+
+    return float(betaincinv(alpha, alpha, uniform))
 
 
 def _wide(logits: Tensor) -> Tensor:
