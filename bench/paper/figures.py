@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from bench.paper.names import METRICS, Cell, Layout, Panel, target_name
+from bench.paper.names import Cell, Layout, Panel, metric_label, target_name
 from bench.paper.panels import Style, draw_full, draw_scale, draw_shots
 from engine.transfer.results import Score
 
@@ -44,7 +44,7 @@ def figures(scores: Mapping[Cell, Score], layout: Layout) -> dict[str, Figure]:
     for target, metric in dict.fromkeys((cell.target, cell.metric) for cell in scores if cell not in shown):
         found = {cell: score for cell, score in scores.items() if (cell.target, cell.metric) == (target, metric)}
         label = layout.target(target).label
-        title = f"{label}: {METRICS.get(metric, metric).removesuffix(', %')} over shots and sources"
+        title = f"{label}: {metric_label(metric).removesuffix(', %')} over shots and sources"
         drawn[target_name(layout.target(target), metric)] = draw(title, generic(found, layout), layout)
     return drawn
 

@@ -13,13 +13,19 @@ from pathlib import Path
 
 import yaml
 
-from engine.transfer.results import Result, Score, network_of, score
+from engine.transfer.results import OF_A_CLASS, Result, Score, network_of, score
 from loaders.errors import UserError
 
 PUBLISHED = Path(__file__).parent / "published"
 SEEDS = 5
 """Of each of the paper's cells."""
-METRICS = {"top1": "top-1 accuracy, %", "mean_auc": "mean ROC AUC, %"}
+METRICS = {"top1": "top-1 accuracy, %", "mean_auc": "mean ROC AUC, %", "mean_ap": "mean average precision, %"}
+_CLASS_METRICS = {
+    "average_precision_class": "average precision",
+    "f1": "F1",
+    "precision": "precision",
+    "recall": "recall",
+}
 
 
 @dataclass(frozen=True)
@@ -197,6 +203,13 @@ def cells(results: Iterable[Result], layout: Layout) -> dict[Cell, Score]:
         return at, cell.metric != layout.target(cell.target).metric
 
     return {cell: score(values[cell]) for cell in sorted(values, key=place)}
+
+
+def metric_label(metric: str) -> str:
+    """A metric for people, with its unit; one that is not known keeps its name."""
+    if found := OF_A_CLASS.match(metric):
+        return f"{_CLASS_METRICS[found[1]]} of class {found[2]}, %"
+    return METRICS.get(metric, metric)
 
 
 def target_name(target: Target, metric: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.paper.names import METRICS, Cell, Layout
+from bench.paper.names import Cell, Layout, metric_label
 from engine.transfer.fewshot import by_shots
 from engine.transfer.results import Score
 
@@ -133,7 +133,7 @@ def _finish(axes: Any, scores: Mapping[Cell, Score]) -> None:
 
 def _metric(scores: Mapping[Cell, Score]) -> str:
     metric = next(iter(scores)).metric
-    return METRICS.get(metric, metric)
+    return metric_label(metric)
 
 
 def _rounded(images: int) -> str:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bench.paper.names import METRICS, SEEDS, Cell, Layout, TableSpec, target_name
+from bench.paper.names import METRICS, SEEDS, Cell, Layout, TableSpec, metric_label, target_name
 from engine.transfer.fewshot import by_shots, in_words
 from engine.transfer.results import Score
 
@@ -163,7 +163,7 @@ def _target_table(name: str, metric: str, scores: Mapping[Cell, Score], layout: 
     target = layout.target(name)
     return Table(
         name=target_name(target, metric),
-        title=f"{target.label}, {METRICS.get(metric, metric)}",
+        title=f"{target.label}, {metric_label(metric)}",
         head=("Source", "Network", *map(in_words, shots)),
         rows=tuple(zip(labels, zip(*columns, strict=True), strict=True)),
         notes=(TARGET_CAPTION,),

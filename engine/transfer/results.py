@@ -12,6 +12,7 @@ import math
 import re
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -25,7 +26,9 @@ COLUMNS = ("metric_value", "metric", "path", "seed", "shot", "pretrained_model",
 """Of the published CSV, in its order."""
 NEEDED = ("metric_value", "metric", "seed", "shot", "pretrained_model", "dataset")
 """Without these, a line or row says nothing."""
-PUBLISHED_METRICS = {"test/acc": "top1", "test/mean_auc": "mean_auc"}
+PUBLISHED_METRICS = {"test/acc": "top1", "test/mean_auc": "mean_auc", "test/mean_average_precision": "mean_ap"}
+OF_A_CLASS = re.compile(r"(average_precision_class|f1|precision|recall)_(\d+)$")
+"""Metrics of one class, by its number; the published CSV puts `test/` before them."""
 PUBLISHED_DATASETS = {"padchest": "padchest_cl", "padchest_multilabel": "padchest"}
 """Where the published CSV has another name for a target. Its `padchest` is PadChest-cl, one label an image: it has few
 shots and a top-1, and its mean AUC is Table 4's of PadChest-cl. So PadChest itself needs a name there: ours."""
@@ -37,7 +40,7 @@ class Result:
     """One run's score on its target's test set."""
 
     dataset: str  # the target, as packed: padchest_cl, cifar10-train
-    metric: str  # top1 or mean_auc
+    metric: str  # top1, mean_auc, mean_ap, or of one class: average_precision_class_0, f1_0, recall_0
     source: str  # what the weights come from, as it was written: imagenet21k_bit152x4, chexpert_r50x1, random
     network: str | None  # R50x1; None where neither the line nor the source's name says it
     shots: str  # training images of each class, "10", or "full"
@@ -80,8 +83,9 @@ def network_of(source: str) -> str | None:
 def read(paths: Iterable[str | Path]) -> list[Result]:
     """The results in files, `.csv` as published and else our JSONL; of each run the last, in the order of these.
 
-    UserError where a file or a line is not of that kind, and where there is no result at all. A last line without
-    its end, as a killed writer leaves it, is left out with a warning on stderr.
+    UserError where a file or a line is not of that kind, and where there is no result at all. Rows of a metric that is
+    not known here are left out and counted in a warning on stderr, and so is a last line without its end, as a killed
+    writer leaves it.
     """
     paths = [Path(path) for path in paths]
     newest: dict[tuple, Result] = {}
@@ -121,21 +125,37 @@ def _read_csv(path: Path, content: str) -> Iterator[Result]:
     rows = csv.DictReader(content.splitlines())
     if missing := [name for name in NEEDED if name not in (rows.fieldnames or ())]:
         raise UserError(f"{path} lacks the column {', '.join(missing)}; a CSV of results has {', '.join(COLUMNS)}")
+    strange: Counter[str] = Counter()
     for row in rows:
         where = f"{path}, line {rows.line_num}"
         if lacking := [name for name in NEEDED if not row[name]]:
             raise UserError(f"{where}: a result lacks {', '.join(lacking)}")
-        if row["metric"] not in PUBLISHED_METRICS:
-            raise UserError(f"{where}: metric is {row['metric']!r}; expected {' or '.join(PUBLISHED_METRICS)}")
+        metric = _our_metric(row["metric"])
+        if metric is None:
+            strange[row["metric"]] += 1
+            continue
         shots = row["shot"].removesuffix("_shot")
         if not (shots == "full" or shots.isdecimal()):
             raise UserError(f"{where}: shot is {row['shot']!r}; expected such as 10_shot, or full_shot")
         names = {
-            "metric": PUBLISHED_METRICS[row["metric"]],
+            "metric": metric,
             "shot": shots,
             "dataset": PUBLISHED_DATASETS.get(row["dataset"], row["dataset"]),
         }
         yield _result(row | names, where, row.get("network"), _percent)
+    if strange:
+        names = ", ".join(f"{name} ({count:,})" for name, count in strange.items())
+        print(
+            f"warning: {path}: {strange.total():,} rows are left out, of metrics not known here: {names}; "
+            f"known are {', '.join(PUBLISHED_METRICS)}, and of single classes test/f1_0 and its like",
+            file=sys.stderr,
+        )
+
+
+def _our_metric(name: str) -> str | None:
+    """Our name of a metric of the published CSV; None for one that we do not know."""
+    plain = name.removeprefix("test/")
+    return PUBLISHED_METRICS.get(name) or (plain if plain != name and OF_A_CLASS.match(plain) else None)
 
 
 def _result(line: Mapping[str, Any], where: str, network: str | None, percent: Callable[[Any], float]) -> Result:
@@ -172,6 +192,7 @@ def write_csv(results: Iterable[Result], path: str | Path) -> None:
     results = list(results)
     metrics = {ours: theirs for theirs, ours in PUBLISHED_METRICS.items()}
     datasets = {ours: theirs for theirs, ours in PUBLISHED_DATASETS.items()}
+    metrics |= {result.metric: f"test/{result.metric}" for result in results if OF_A_CLASS.match(result.metric)}
     if unknown := {result.metric for result in results} - set(metrics):
         raise UserError(f"{path}: the published CSV has {' and '.join(metrics)} only, not {', '.join(sorted(unknown))}")
     more = ("network",) if any(result.network != network_of(result.source) for result in results) else ()

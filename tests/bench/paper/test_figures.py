@@ -32,15 +32,20 @@ def test_the_published_runs_fill_the_panels_that_they_are_for(drawn):
     assert shape == {
         "figure1": [4, 8],  # 2 networks from 2 natural sources; and from 2 medical ones
         "figure2": [4, 6, 4, 4],  # no PadChest-cl from the superset with PadChest
-        "figure4": [4, 4],
+        "figure4": [4, 4, 4, 4],
+        "figure5": [8, 2 * 14],
         "figure6": [8, 2 * 15],  # a bar is a container, and so are its error bars
         "figure7": [4, 11],  # 4 supersets of both networks, 3 more sets of R152x4
-        "figure8": [2, 2, 4, 4],
+        "figure8": [2, 2, 2, 2, 4, 4, 4],
+        "target_cifar10_average_precision_class_0": [4, 8],
+        "target_cifar10_mean_auc": [4, 8],
+        "target_covidx": [14, 28],
+        "target_covidx_f1_0": [14, 28],
         "target_padchest_cl_top1": [10, 20],
     }
     titles = [axes.get_title() for axes in drawn["figure8"].axes]
     assert [title.split(") ")[1].split(",")[0] for title in titles] == [
-        "CIFAR-10", "CIFAR-100", "Tuberculosis", "PadChest-cl"]  # fmt: skip
+        "CIFAR-10", "CIFAR-100", "Flowers-102", "Pets", "COVIDx", "Tuberculosis", "PadChest-cl"]  # fmt: skip
 
 
 def test_curves_are_pandas_means_and_deviations_over_shots(drawn, rows):
@@ -83,7 +88,7 @@ def test_bars_end_at_the_full_shot_means(drawn, rows):
 
 
 def test_lines_over_source_data_go_from_the_smaller_to_the_larger_source(drawn, rows):
-    axes = drawn["figure8"].axes[2]
+    axes = drawn["figure8"].axes[5]
     assert [label.get_text() for label in axes.get_xticklabels()] == [
         "S-MED\n224K", "L-MED\n873K", "1K-NAT\n1.4M", "21K-NAT\n14M"]  # fmt: skip
     full = rows[(rows.dataset == "tuberculosis_full") & (rows.shot == "full_shot")]
@@ -92,7 +97,20 @@ def test_lines_over_source_data_go_from_the_smaller_to_the_larger_source(drawn, 
     assert list(mean) == pytest.approx(list(means[["chexpert_bit152x4", "chexpert_mimic_nih_padchest_bit152x4"]]))
 
 
-@pytest.mark.parametrize("name", ["figure1", "figure2", "figure6", "figure7", "figure8", "target_padchest_cl_top1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "figure1",
+        "figure2",
+        "figure4",
+        "figure5",
+        "figure6",
+        "figure7",
+        "figure8",
+        "target_padchest_cl_top1",
+        "target_covidx_f1_0",
+    ],
+)
 def test_nothing_lies_over_the_legend_or_outside_the_figure(drawn, name):
     figure = drawn[name]
     canvas = FigureCanvasAgg(figure)
