@@ -150,6 +150,7 @@ def main() -> None:
             "h5py",
             "pillow",
             "omegaconf",
+            "lazy_loader",
             "safetensors",
             "scikit-learn",
             "tensorboard",

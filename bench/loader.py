@@ -6,161 +6,46 @@ times a number of them. Only ratios within a run mean something.
 
 import argparse
 import json
-import statistics
+import os
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from bench.measured import timing
-from bench.peers import loaders as loader_peers
-from bench.peers import xray as loader_xray
-from bench.peers.loaders import Material
 from loaders.errors import UserError
-from loaders.packs.shard import Pack
-from loaders.pipelines.transform import natural_train, xray_train
-
-OURS, CEILING, COLD = "pack, DALI", "DALI graph fed from memory", "pack, DALI, cold cache"
-HOST = "pack, host pipeline"
 
 
-@dataclass(frozen=True)
-class Turns:
-    """What one loader did."""
-
-    rates: list[float]
-    """Images per second of each turn."""
-    latencies: list[float]
-    """Milliseconds of every timed batch."""
-    disk: list[float]
-    """Megabytes that this process read from disks during each turn (not what its worker processes read)."""
-    cpu: list[float]
-    """Milliseconds of processor time per image of this process in each turn (not of its worker processes)."""
-
-
-def measure(
-    material: Material, loaders: dict[str, Callable], turns: int, batches: int, warm: int, cold: bool
-) -> dict[str, Turns]:
-    """Time `batches` batches of each loader, `turns` times, in an order that rotates."""
-    done = {name: Turns([], [], [], []) for name in loaders} | ({COLD: Turns([], [], [], [])} if cold else {})
-    names, once = list(done), len(Pack.open(material.pack)) // material.batch
-    for turn in range(turns):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            if name == COLD:
-                loader_peers.drop_cache(material.pack)
-            read = loader_peers.bytes_from_disk()
-            stream = loaders[OURS if name == COLD else name](material)
-            try:
-                # Cold is the first pass only: after it the page cache holds the file.
-                took, worked = _time(stream, once if name == COLD else batches, 0 if name == COLD else warm)
-            finally:
-                stream.close()
-            done[name].rates.append(material.batch * len(took) / sum(took))
-            done[name].disk.append((loader_peers.bytes_from_disk() - read) / 1e6)
-            done[name].cpu.append(1e3 * worked / (material.batch * len(took)))
-            done[name].latencies.extend(1e3 * t for t in took)
-            print(f"turn {turn + 1}: {name:28} {done[name].rates[-1]:8.1f} images/s", file=sys.stderr, flush=True)
-    return done
-
-
-def _time(stream, batches: int, warm: int) -> tuple[list[float], float]:
-    """Seconds of each batch, and this process's processor time for all."""
-    for _ in range(warm):
-        next(stream)
-    took, worked = [], time.process_time()
-    for _ in range(batches):
-        start = time.perf_counter()
-        next(stream)
-        took.append(time.perf_counter() - start)
-    return took, time.process_time() - worked
-
-
-def ratios(done: dict[str, Turns], over: str) -> dict[str, dict[str, float]]:
-    """Rate of `over` divided by each other loader's, turn by turn: median, least and greatest."""
-    found = {}
-    for name, turns in done.items():
-        if name != over:
-            each = [a / b for a, b in zip(done[over].rates, turns.rates, strict=True)]
-            found[name] = {"median": statistics.median(each), "low": min(each), "high": max(each), "n": len(each)}
-    return found
-
-
-def report(done: dict[str, Turns], threads: int) -> dict[str, Any]:
-    """Rates, rates per core, latency percentiles."""
-    return {
-        name: {
-            "images_per_second": statistics.median(turns.rates),
-            "low": min(turns.rates),
-            "high": max(turns.rates),
-            "per_core": statistics.median(turns.rates) / threads,
-            "own_cpu_ms_per_image": statistics.median(turns.cpu),
-            "disk_mb_per_turn": statistics.median(turns.disk),
-            "latency_ms": {f"p{q}": float(np.percentile(turns.latencies, q)) for q in (50, 90, 99)},
-        }
-        for name, turns in done.items()
-    }
-
-
-def table(rates: dict[str, Any], compared: dict[str, Any]) -> str:
-    """For people."""
-    lines = [
-        f"{'':28} {'images/s':>9} {'low':>7} {'high':>7} {'per core':>9} {'p50 ms':>8} {'p99 ms':>8}"
-        f" {'own CPU':>8}  pack is"
-    ]
-    for name, r in rates.items():
-        times = f"{compared[name]['median']:.2f}x" if name in compared else ""
-        lines.append(
-            f"{name:28} {r['images_per_second']:9.0f} {r['low']:7.0f} {r['high']:7.0f} {r['per_core']:9.0f}"
-            f" {r['latency_ms']['p50']:8.1f} {r['latency_ms']['p99']:8.1f} {r['own_cpu_ms_per_image']:8.3f}  {times}"
-        )
-    return "\n".join(lines)
-
-
-def plot(result: dict[str, Any], path: Path) -> None:
-    """Bars of images per second with their range."""
-    from matplotlib.figure import Figure
-
-    rates = dict(sorted(result["loaders"].items(), key=lambda each: each[1]["images_per_second"]))
-    middle = [r["images_per_second"] for r in rates.values()]
-    spread = [[r["images_per_second"] - r["low"] for r in rates.values()],
-              [r["high"] - r["images_per_second"] for r in rates.values()]]  # fmt: skip
-    figure = Figure(figsize=(7, 0.45 * len(rates) + 1.4), layout="constrained")
-    axes = figure.subplots()
-    colours = ["tab:blue" if name.startswith("pack") else "tab:gray" for name in rates]
-    bars = axes.barh(list(rates), middle, xerr=spread, color=colours, capsize=3)
-    axes.bar_label(bars, [f"{m:.0f}" for m in middle], padding=4)
-    axes.set_xlabel("images per second (median of turns; line: lowest to highest)")
-    axes.set_title(
-        f"{result['what']}\n{result['threads']} threads, {result['hardware']['cpu']}", loc="left", fontsize="medium"
-    )
-    axes.margins(x=0.12)
-    figure.savefig(path, dpi=120)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.loader", description=__doc__.split("\n\n")[0])
-    add = parser.add_argument
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(prog="python -m bench.loader", description=__doc__.split("\n\n")[0])
+    add = result.add_argument
     add("source", metavar="SOURCE", help="anything that loaders.pack takes, such as imagenet-sample.tar")
     add("--short-side", type=int, metavar="N", help="pack with this --resize; the others read the same images")
     add("--quality", type=int, default=95, help="of JPEGs that are encoded anew (default: %(default)s)")
     add("--xray", action="store_true", help="the X-ray transform, beside torchxrayvision's loader")
     add("--batch", type=int, default=64, help="images (default: %(default)s)")
-    add("--threads", type=int, default=timing.hardware()["cores"], help="or worker processes (default: %(default)s)")
+    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="or worker processes (default: %(default)s)")
     add("--turns", type=int, default=7, help="(default: %(default)s)")
     add("--batches", type=int, default=16, help="timed in each turn (default: %(default)s)")
     add("--only", metavar="A,B,…", help="these loaders; names contain one of the words")
     add("--no-cold", action="store_true", help="leave out the pack with a cold page cache")
     add("--out", type=Path, metavar="FILE.json", help="write the result")
     add("--plot", type=Path, metavar="FILE.png", help="draw it")
-    options = parser.parse_args(argv)
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    options = parser().parse_args(argv)
+    from bench.measured import timing  # these bring torch, which --help need not wait for
+    from bench.peers import loaders as loader_peers
+    from bench.peers import turns
+    from bench.peers import xray as loader_xray
+    from loaders.pipelines.transform import natural_train, xray_train
+
     known = loader_peers.loaders()
     if options.xray:
-        ours = {name: known[name] for name in (CEILING, OURS, HOST) if name in known}
+        ours = {name: known[name] for name in (turns.CEILING, turns.OURS, turns.HOST) if name in known}
         known = {**ours, loader_xray.NAME: loader_xray.torchxrayvision_loader}
     transform = (xray_train if options.xray else natural_train)(loader_peers.SIZE)
     words = options.only.split(",") if options.only else [""]
@@ -176,17 +61,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             how = {"batch": options.batch, "threads": options.threads, "transform": transform}
             material = loader_peers.prepare(options.source, Path(folder), options.short_side, options.quality, **how)
             hardware = timing.hardware()
-            cold = OURS in chosen and not options.no_cold
-            done = measure(material, chosen, options.turns, options.batches, 4, cold)
+            cold = turns.OURS in chosen and not options.no_cold
+            done = turns.measure(material, chosen, options.turns, options.batches, 4, cold)
             what = f"{Path(options.source).name}" + (
                 f" at short side {options.short_side}" if options.short_side else ""
             )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    rates, compared = report(done, options.threads), ratios(done, OURS) if OURS in done else {}
+    rates, compared = turns.report(done, options.threads), turns.ratios(done, turns.OURS) if turns.OURS in done else {}
     command = "python -m bench.loader " + " ".join(map(str, sys.argv[1:] if argv is None else argv))
-    milliseconds = {name: timing.summarize(turns.latencies) for name, turns in done.items()}
+    milliseconds = {name: timing.summarize(one.latencies) for name, one in done.items()}
     does = "X-ray transform" if options.xray else "random resized crop"
     facts = {"what": f"{does} to {loader_peers.SIZE} of {what}", "batch": options.batch}
     result = timing.record(
@@ -194,12 +79,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     result["hardware"] = hardware
     result["versions"] |= loader_peers.versions()
-    print(table(rates, compared))
+    print(turns.table(rates, compared))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=1) + "\n")
     if options.plot:
-        plot(result, options.plot)
+        turns.plot(result, options.plot)
     return 0
 
 

@@ -15,8 +15,8 @@ from typing import NoReturn, TypeVar
 
 from omegaconf import OmegaConf
 
+from engine.comm.choose import connect
 from engine.comm.communicator import Communicator, SharedError, Stopped
-from engine.comm.connect import connect
 from engine.comm.launch import detect_launch
 from engine.config.loading import explain, load, recipes, to_yaml, variants
 from loaders.errors import UserError

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from engine import cli
 from engine.comm.communicator import Communicator
 from engine.config.loading import to_yaml
 from engine.config.schema import FinetuneConfig
-from engine.training import hooks
-from engine.training.run import Run, rehearse, train
-from engine.transfer import plan as transfer
-from engine.transfer import record
+
+if TYPE_CHECKING:  # what training needs is imported when it begins: --help and its like answer without torch
+    from engine.training.run import Run
+    from engine.transfer.plan import Plan
 
 ABOUT = """Fine-tune a pre-trained network on a target, by the BiT-HyperRule, and score it on the whole test set.
 
@@ -27,11 +28,17 @@ ABOUT = """Fine-tune a pre-trained network on a target, by the BiT-HyperRule, an
 SEVERAL = ("from", "shots", "seed")
 
 
-def finetune(config: FinetuneConfig, comm: Communicator, *, quiet: bool = False, dry_run: bool = False) -> dict:
+def finetune(
+    config: FinetuneConfig, comm: Communicator, *, quiet: bool = False, dry_run: bool = False
+) -> dict[str, Any]:
     """Build the parts of the run, train, score, append the result, and return it; `quiet`: without a word.
 
     UserErrors come together on all ranks. A dry run returns nothing.
     """
+    from engine.training.hooks import describe
+    from engine.training.run import rehearse, train
+    from engine.transfer import record
+
     with comm.together():
         run, plan = finetuning(config, comm)
         if comm.leads and not dry_run:
@@ -44,12 +51,16 @@ def finetune(config: FinetuneConfig, comm: Communicator, *, quiet: bool = False,
     if comm.leads:
         record.append(Path(config.results), line)
         if not quiet:
-            print(f"{hooks.describe(scores)} → {config.results}", flush=True)
+            print(f"{describe(scores)} → {config.results}", flush=True)
     return line
 
 
-def finetuning(config: FinetuneConfig, comm: Communicator) -> tuple[Run, transfer.Plan]:
+def finetuning(config: FinetuneConfig, comm: Communicator) -> tuple[Run, Plan]:
     """The run that a configuration describes, and what it transfers."""
+    from engine.training.run import Run
+    from engine.transfer import plan as transfer
+    from engine.transfer import record
+
     parts, plan = transfer.finetuning(config, comm)
     # A folder's checkpoint is gone on from by the same run only, not by another seed or target of the same classes.
     parts = replace(parts, about=parts.about | {"settings": record.fingerprint(config)})

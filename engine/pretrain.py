@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine import cli
 from engine.comm.communicator import Communicator
 from engine.config.loading import to_yaml
 from engine.config.schema import PretrainConfig
-from engine.training import assemble
-from engine.training.run import Run, rehearse, train
-from engine.training.timetable import timetable
+
+if TYPE_CHECKING:  # what training needs is imported when it begins: --help and its like answer without torch
+    from engine.training.run import Run
 
 ABOUT = """Pre-train a network of the BiT family from a packed dataset.
 
@@ -25,6 +26,8 @@ The same command again goes on from the newest checkpoint, on any number of rank
 
 def pretrain(config: PretrainConfig, comm: Communicator, dry_run: bool = False) -> None:
     """Build the parts of the run, and train. UserErrors come together on all ranks."""
+    from engine.training.run import rehearse, train
+
     with comm.together():
         run = pretraining(config, comm)
     if dry_run:
@@ -37,6 +40,10 @@ def pretrain(config: PretrainConfig, comm: Communicator, dry_run: bool = False) 
 
 def pretraining(config: PretrainConfig, comm: Communicator) -> Run:
     """The run that a configuration describes."""
+    from engine.training import assemble
+    from engine.training.run import Run
+    from engine.training.timetable import timetable
+
     parts = assemble.pretraining(config, comm)
     times = timetable(config.schedule, config.optim, parts.feed.plan.epoch_samples, config.train.global_batch)
     often = config.train.checkpoint_every

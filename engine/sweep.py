@@ -14,17 +14,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-import torch
-
 from engine import cli
 from engine.comm.communicator import Communicator, Stopped
 from engine.comm.launch import Launch, detect_launch
 from engine.finetune import finetune
-from engine.training import assemble, feed
 from engine.transfer import fewshot, results, sweep_file
 from engine.transfer.record import check_writable, fingerprint
 from engine.transfer.sweep_file import Run
 from loaders.errors import UserError
+from loaders.packs import agree
 from loaders.packs.shard import Pack
 
 ABOUT = """Fine-tune on targets × checkpoints × shots × seeds, as one file says, and collect the results.
@@ -151,9 +149,11 @@ def work(sweep: sweep_file.Sweep, mine: Share, launch: Launch) -> int:
 
 def _describe_targets(runs: list[Run]) -> None:
     """What there is to know of label vectors before they are trained on, once for each target."""
+    from engine.training import assemble
+
     for name, config in {run.target: run.config for run in runs}.items():
         train = Pack.open(config.data.train)
-        said = assemble.label_counts(train, feed.open_test(config.data.test, train), config.data.metric == "mean_auc")
+        said = assemble.label_counts(train, agree.open_test(config.data.test, train), config.data.metric == "mean_auc")
         if said:
             print(f"{name}:{said}", flush=True)
 
@@ -178,6 +178,8 @@ def collect(sweep: sweep_file.Sweep) -> None:
 def spread(sweep: sweep_file.Sweep, mine: Share, workers: int) -> int:
     """Let several processes do a share, each with a part of the GPUs or cores; the exit code."""
     missing(sweep)
+    import torch  # only counts GPUs here
+
     gpus = torch.cuda.device_count()
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
     children = []

@@ -40,8 +40,8 @@ ROOMS = {
     "engine.transfer": {"engine.config", "engine.network", "engine.comm", "engine.training", "loaders.packs",
                         "loaders.pipelines"},
     "bench.model": {"engine.config", "engine.network"},
-    "bench.measured": {"bench.model", "engine.comm", "engine.network", "engine.optim", "engine.training",
-                       "loaders.packs", "loaders.pipelines"},
+    "bench.measured": {"bench.model", "bench.peers", "engine.comm", "engine.network", "engine.optim",
+                       "engine.training", "loaders.packs", "loaders.pipelines", "loaders.sources"},
     "bench.peers": {"loaders.packing", "loaders.packs", "loaders.pipelines"},
     "bench.paper": {"engine.transfer"},
 }  # fmt: skip

@@ -20,6 +20,7 @@ from engine.training import feed, objective
 from engine.training.precision import Precision, prepare_device
 from engine.training.trainer import Trainer
 from loaders.errors import UserError
+from loaders.packs import agree
 from loaders.packs.shard import Pack
 from loaders.pipelines import batches, transform
 from loaders.pipelines.batches import Batch
@@ -191,7 +192,7 @@ def from_pack(place: str, setup: Setup, comm: Communicator, device: torch.device
     pack = Pack.open(place)
     if pack.labels.ndim != 1:
         raise UserError(f"{place} holds label vectors; the benchmarks take one class per image")
-    feed.check_labels(pack, setup.num_classes)
+    agree.check_labels(pack, setup.num_classes)
     plan = feed.order(np.arange(len(pack)), setup.batch * comm.size, 1, setup.seed, comm)
     return batches.train_batches(
         pack, plan, transform.natural_train(setup.size), device=str(device), threads=setup.threads

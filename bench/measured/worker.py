@@ -15,8 +15,8 @@ import torch
 
 from bench.measured import timing
 from bench.measured.training import PHASES, Setup, TimedTrainer, agreement_loss, build, from_pack, synthetic
+from engine.comm.choose import connect
 from engine.comm.communicator import Communicator, SharedError
-from engine.comm.connect import connect
 from engine.comm.device import choose_device
 from loaders.errors import UserError
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-from scipy.optimize import linprog
 
 from bench.model.facts import Cluster, Profile
 from bench.model.scaling import exposed, memory_time, slowest_exponential, slowest_normal
@@ -49,6 +48,8 @@ def design(profile: Profile, cluster: Cluster, rows: Mapping[int, float]) -> tup
 
 def least_absolute(terms: np.ndarray, values: np.ndarray) -> list[float]:
     """x >= 0 with the least sum of |terms x - values|; terms (n, k), values (n,)."""
+    from scipy.optimize import linprog  # slow to import, and only a fit needs it
+
     n, k = terms.shape
     cost = np.concatenate([np.zeros(k), np.ones(n)])
     above = np.hstack([terms, -np.eye(n)])

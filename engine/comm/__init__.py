@@ -1,1 +1,6 @@
 """How ranks find each other and talk: one small interface, one file for each kind."""
+
+import lazy_loader
+
+# The names in the stub beside this file are for others; each is imported when it is first asked for.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -10,13 +10,14 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, Any, Protocol
 
 from engine.comm.launch import Launch
 from loaders.errors import UserError
+
+if TYPE_CHECKING:  # command lines that only inform know of communicators, and need not wait for torch
+    import numpy as np
+    import torch
 
 
 class SharedError(UserError):

@@ -6,13 +6,14 @@ import importlib.util
 import os
 import pickle
 import sys
-from typing import Any
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, Any
 
 from engine.comm.communicator import Communicator, Handle
 from engine.comm.launch import Launch
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
 
 class HorovodCommunicator(Communicator):
@@ -20,8 +21,11 @@ class HorovodCommunicator(Communicator):
 
     name = "horovod"
 
+    # Libraries are imported where ranks talk: command lines ask this module only what is installed.
+
     def __init__(self, launch: Launch) -> None:
         import horovod.torch as hvd
+        import torch
 
         super().__init__(launch)
         self._hvd = hvd
@@ -35,6 +39,8 @@ class HorovodCommunicator(Communicator):
 
     def start_sum_(self, tensor: torch.Tensor, name: str) -> Handle:
         if tensor.is_cuda:
+            import torch
+
             # Horovod's thread lets the default stream wait for NCCL's: work on another stream would not see the sum.
             assert torch.cuda.current_stream(tensor.device) == torch.cuda.default_stream(tensor.device), (
                 "Horovod's collectives are ordered on the default stream only"
@@ -46,9 +52,14 @@ class HorovodCommunicator(Communicator):
         self._hvd.broadcast_(tensor, root_rank=0, name=name)
 
     def gather(self, array: np.ndarray, name: str = "gather") -> np.ndarray:
+        import numpy as np
+        import torch
+
         return self._hvd.allgather(torch.from_numpy(np.ascontiguousarray(array)), name=name).numpy()
 
     def exchange(self, value: Any) -> list[Any]:
+        import torch
+
         # Horovod gathers rows of any number from each rank, so a pickle is a column of bytes and a length.
         data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
         lengths = self._hvd.allgather(torch.tensor([data.numel()]), name="exchange.lengths").tolist()

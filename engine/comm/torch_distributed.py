@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
-from typing import Any
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, Any
 
 from engine.comm.communicator import Communicator, Handle
 from engine.comm.launch import Launch, rendezvous
 from loaders.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
 
 class TorchCommunicator(Communicator):
@@ -20,6 +21,7 @@ class TorchCommunicator(Communicator):
     name = "torch.distributed"
 
     def __init__(self, launch: Launch) -> None:
+        import torch
         import torch.distributed as dist
 
         super().__init__(launch)
@@ -49,6 +51,9 @@ class TorchCommunicator(Communicator):
         self._dist.broadcast(tensor, src=0)
 
     def gather(self, array: np.ndarray, name: str = "gather") -> np.ndarray:
+        import numpy as np
+        import torch
+
         mine = torch.from_numpy(np.ascontiguousarray(array))
         rows = [torch.empty_like(mine) for _ in range(self.size)]
         self._dist.all_gather(rows, mine)

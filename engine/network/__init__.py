@@ -1,1 +1,6 @@
 """The BiT family: its networks, its names, and the formats of its weights."""
+
+import lazy_loader
+
+# The names in the stub beside this file are for others; each is imported when it is first asked for.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 HEAD = "head.conv."
 """What the names of the classifier's parameters start with, here."""
 
+WORDS = {"safetensors": "safetensors", "pth": "published layout", "npz": "official .npz", "timm": "timm's names"}
+"""What `--to` takes → what it is, for people."""
+
 
 @dataclass(frozen=True)
 class Naming:

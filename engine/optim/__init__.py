@@ -1,1 +1,6 @@
 """AGC-SGD over flat parameters: the optimizer, its compiled operators, and standardized weights."""
+
+import lazy_loader
+
+# The names in the stub beside this file are for others; each is imported when it is first asked for.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

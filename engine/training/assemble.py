@@ -22,7 +22,7 @@ from engine.training.feed import Feed
 from engine.training.objective import Objective
 from engine.training.precision import Precision, prepare_device
 from loaders.errors import shorten
-from loaders.packs import superset
+from loaders.packs import agree, superset
 from loaders.packs.shard import Pack
 from loaders.pipelines import transform
 from loaders.pipelines.order import Blocks
@@ -141,9 +141,9 @@ def pretraining(config: PretrainConfig, comm: Communicator) -> Parts:
     """The parts of a pre-training run."""
     precision = prepare_device(config.train.precision, config.train.device, comm)
     train = Pack.open(config.data.train)
-    test = None if config.data.val is None else feed.open_test(config.data.val, train)
+    test = None if config.data.val is None else agree.open_test(config.data.val, train)
     num_classes = config.model.num_classes or len(train.class_names)
-    feed.check_labels(train, num_classes)
+    agree.check_labels(train, num_classes)
     step = config.train
     plan = feed.order(
         np.arange(len(train)),

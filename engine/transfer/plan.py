@@ -21,6 +21,7 @@ from engine.training.trainer import Mix, unmixed
 from engine.transfer import fewshot, hyperrule
 from engine.transfer.hyperrule import HyperRule
 from loaders.errors import UserError
+from loaders.packs import agree
 from loaders.packs.shard import Pack
 from loaders.pipelines import transform
 from loaders.pipelines.batches import Batch
@@ -59,7 +60,7 @@ def finetuning(config: FinetuneConfig, comm: Communicator) -> tuple[assemble.Par
     """The parts of a fine-tuning run, and its plan."""
     precision = prepare_device(config.precision, config.device, comm)
     train = Pack.open(config.data.train)
-    test = feed.open_test(config.data.test, train)
+    test = agree.open_test(config.data.test, train)
     source = _source(config)
     pool = fewshot.draw(train.labels, config.shots, config.seed)
     short = fewshot.short_classes(train.labels, config.shots, len(train.class_names))

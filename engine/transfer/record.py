@@ -8,18 +8,23 @@ import hashlib
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.comm.communicator import Communicator
 from engine.config.schema import FinetuneConfig
-from engine.training import assemble, metrics
-from engine.transfer.plan import Plan
 from loaders.errors import UserError
+
+if TYPE_CHECKING:
+    from engine.training import assemble
+    from engine.transfer.plan import Plan
 
 
 def result_line(
     config: FinetuneConfig, plan: Plan, parts: assemble.Parts, scores: dict[str, float], comm: Communicator
 ) -> dict:
     """One result with the columns of the published results, and what else identifies the run."""
+    from engine.training import metrics
+
     metric = "mean_auc" if "mean_auc" in scores else "top1"
     return {
         "metric_value": scores[metric],

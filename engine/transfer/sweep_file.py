@@ -15,9 +15,9 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from engine.config import loading
 from engine.config.schema import FinetuneConfig
 from engine.network import family
-from engine.training import feed
 from engine.transfer import fewshot
 from loaders.errors import UserError, shorten
+from loaders.packs import agree
 from loaders.packs.shard import Pack
 
 SWEEP_KEYS = ("name", "folder", "checkpoints", "shots", "seeds", "set", "targets")
@@ -138,7 +138,7 @@ def _config(name: str, target: Mapping, sweep: Mapping, results: Path) -> Finetu
 
 def _check_packs(target: Mapping, shots: list[str], where: str) -> None:
     train = Pack.open(target["train"])
-    feed.open_test(target["test"], train)
+    agree.open_test(target["test"], train)
     if train.labels.ndim > 1 and shots != ["full"]:
         raise UserError(
             f"{where}: shots: [{', '.join(shots)}], but {train.path} has several labels per image, so there are no "

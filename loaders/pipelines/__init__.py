@@ -1,1 +1,6 @@
 """From a pack to batches: the order of samples, their augmentation, and the pixels."""
+
+import lazy_loader
+
+# The names in the stub beside this file are for others; each is imported when it is first asked for.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -2,7 +2,9 @@ import json
 
 import pytest
 
-from bench import loader, pack_index
+from bench import loader
+from bench.measured import pack_index
+from bench.peers import turns
 from bench.peers import xray as loader_xray
 from loaders.packs.shard import Pack
 from tests.support.pictures import folder
@@ -10,12 +12,12 @@ from tests.support.pictures import folder
 
 def test_rates_ratios_and_latencies():
     done = {
-        loader.OURS: loader.Turns([100.0, 120.0, 90.0], [10.0] * 9, [0.0], [1.0]),
-        "other": loader.Turns([50.0, 40.0, 90.0], list(range(1, 101)), [0.0, 3.0], [1.0, 2.0]),
+        turns.OURS: turns.Turns([100.0, 120.0, 90.0], [10.0] * 9, [0.0], [1.0]),
+        "other": turns.Turns([50.0, 40.0, 90.0], list(range(1, 101)), [0.0, 3.0], [1.0, 2.0]),
     }
-    compared = loader.ratios(done, loader.OURS)
+    compared = turns.ratios(done, turns.OURS)
     assert compared == {"other": {"median": 2.0, "low": 1.0, "high": 3.0, "n": 3}}
-    rates = loader.report(done, threads=2)
+    rates = turns.report(done, threads=2)
     assert rates["other"]["images_per_second"] == 50
     assert rates["other"]["per_core"] == 25
     assert rates["other"]["latency_ms"]["p90"] == pytest.approx(90.1)
@@ -40,7 +42,7 @@ def test_x_rays_beside_torchxrayvision(tmp_path, capsys):
     assert loader.main([str(tmp_path / "images"), *words, "--out", str(out)]) == 0
     result = json.loads(out.read_text())
     assert result["what"].startswith("X-ray transform to 224")
-    assert set(result["loaders"]) == {loader.HOST, loader_xray.NAME}
+    assert set(result["loaders"]) == {turns.HOST, loader_xray.NAME}
 
 
 def test_what_cannot_be_measured(tmp_path, capsys):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench import train_step
-from bench.measured import training
+from bench.measured import step, training
 from bench.measured.training import Setup
 from engine.comm.communicator import Communicator
 from engine.comm.launch import Launch
@@ -18,15 +18,15 @@ ALONE = Communicator(Launch("alone"))
 
 
 def test_the_counts_are_the_known_ones():
-    train_step.check_counts()
+    step.check_counts()
     assert family.cost("R50x1", 1000).training_flops == pytest.approx(24.3e9, rel=0.002)
     assert family.cost("R152x4", 1000).training_flops == pytest.approx(1096e9, rel=0.002)
 
 
 def test_a_wrong_count_is_noticed(monkeypatch):
-    monkeypatch.setitem(train_step.COUNTED, "R50x1", 8.1)  # the forward pass alone
+    monkeypatch.setitem(step.COUNTED, "R50x1", 8.1)  # the forward pass alone
     with pytest.raises(AssertionError, match="R50x1"):
-        train_step.check_counts()
+        step.check_counts()
 
 
 @pytest.mark.parametrize("data", ["synthetic", "pack"])

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from engine import finetune, weights
 from engine.network import bit, formats
-from engine.network.weights import apply
+from engine.network.weights import apply, load
 from engine.training import checkpoint
 from loaders.errors import UserError
 from tests.conftest import ROOT
@@ -118,7 +118,7 @@ def test_views_of_a_larger_buffer_are_written_alone(tmp_path, kind):
     views = {name: part.view(state[name].shape) for name, part in zip(state, parts, strict=True)}
     torch.save(views, tmp_path / "views.pth")
     written = convert(tmp_path / "views.pth", tmp_path / KINDS[kind], kind)
-    assert equal(weights.load(tmp_path / KINDS[kind]), state)
+    assert equal(load(tmp_path / KINDS[kind]), state)
     assert written.size < 4 * flat.numel() - 1_000_000
 
 
@@ -181,7 +181,7 @@ def test_we_compute_the_same_with_timms_weights(tmp_path):
     published_epsilon(theirs)
     save_file(theirs.state_dict(), tmp_path / "timm.safetensors")
     ours = bit.build("R50x1", 9)
-    apply(ours, weights.load(tmp_path / "timm.safetensors"), new_head=False)
+    apply(ours, load(tmp_path / "timm.safetensors"), new_head=False)
     agree(ours, theirs)
 
 

@@ -16,9 +16,9 @@ from engine.comm.launch import Launch
 from engine.config.loading import load
 from engine.config.schema import PretrainConfig
 from engine.network import bit
+from engine.network.weights import load as load_weights
 from engine.training import checkpoint
 from engine.training.trainer import Trainer
-from engine.weights import load as load_weights
 
 STEPS = ["schedule.epochs=null", "schedule.steps=12", "schedule.warmup_steps=2", "train.log_every=1"]
 

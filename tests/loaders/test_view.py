@@ -3,6 +3,8 @@ import pytest
 from PIL import Image
 
 from loaders import pack, view
+from loaders.packs.shard import Pack
+from loaders.pipelines.sheet import contact_sheet
 from tests.support.pictures import folder, photo
 
 
@@ -26,8 +28,8 @@ def test_a_sheet_of_every_transform(packed, tmp_path, transform, capsys):
 
 
 def test_samples_are_shown_as_they_are_with_their_own_label(packed, tmp_path):
-    sheet = view.contact_sheet(
-        pack.Pack.open(packed), view.TRANSFORMS["bit-eval"](64), count=4, columns=2, seed=0, backend="host"
+    sheet = contact_sheet(
+        Pack.open(packed), view.TRANSFORMS["bit-eval"](64), count=4, columns=2, seed=0, backend="host"
     )
     first = np.asarray(sheet.crop((6, 6, 70, 70)), float)
     assert np.abs(first - np.asarray(photo(0, 64, 64), float)).mean() < 4  # bird/0.jpg

@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import torch
 
+from engine.comm.choose import connect
 from engine.comm.communicator import SharedError
-from engine.comm.connect import connect
 from loaders.errors import UserError
 
 comm = connect(sys.argv[1])

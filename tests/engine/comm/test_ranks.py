@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from engine.comm.connect import connect
+from engine.comm.choose import connect
 from engine.comm.launch import Launch
+from engine.network.weights import load
 from engine.training import checkpoint
-from engine.weights import load
 from loaders.errors import UserError
 
 LAUNCHERS = {"mpirun": ("horovod", "MPI"), "horovodrun": ("horovod", "Gloo"), "torchrun": ("torch", "Gloo")}

@@ -12,9 +12,9 @@ from engine import pretrain
 from engine.comm.communicator import Communicator
 from engine.comm.launch import Launch
 from engine.config.schema import DataConfig, ModelConfig, OptimConfig, PretrainConfig, TrainConfig
-from engine.training import assemble, feed
+from engine.training import assemble
 from loaders.errors import UserError
-from loaders.packs import superset
+from loaders.packs import agree, superset
 from loaders.packs.shard import Pack
 from loaders.packs.writer import Record, ShardWriter, new_attributes
 from tests.support.pictures import encoded, photo
@@ -118,7 +118,7 @@ def test_classes_are_not_scored_on_label_vectors_of_the_same_names(tmp_path):
         write(tmp_path / f"{name}.h5", COMMON, 6, 1, single=single)
     for train, test in (("classes", "vectors"), ("vectors", "classes")):
         with pytest.raises(UserError, match=r"classes.h5 has one class per image and .*vectors.h5 label vectors"):
-            feed.open_test(tmp_path / f"{test}.h5", Pack.open(tmp_path / f"{train}.h5"))
+            agree.open_test(tmp_path / f"{test}.h5", Pack.open(tmp_path / f"{train}.h5"))
 
 
 def test_pre_training_on_a_superset_says_what_is_in_it_and_what_cannot_be_scored(packs, tmp_path, capsys):

@@ -9,8 +9,9 @@ from PIL import Image
 from loaders.errors import UserError
 from loaders.packs.shard import Pack
 from loaders.packs.writer import Record, ShardWriter, new_attributes
-from loaders.pipelines.batches import choose_backend, eval_batches, train_batches
+from loaders.pipelines.batches import eval_batches, train_batches
 from loaders.pipelines.order import Blocks, EvalPlan, TrainPlan
+from loaders.pipelines.reading import choose_backend
 from loaders.pipelines.transform import bit_train, natural_eval, natural_train, xray_train
 from loaders.sources.images import check_image
 from tests.support.pictures import encoded, photo

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from engine.comm import connect as module
-from engine.comm.connect import connect
+from engine.comm import choose as module
+from engine.comm.choose import connect
 from engine.comm.horovod import HorovodCommunicator
 from engine.comm.launch import Launch
 from loaders.errors import UserError

@@ -6,8 +6,6 @@ import shutil
 import subprocess
 import time
 
-import torch
-
 from engine.comm.communicator import Communicator
 from engine.comm.horovod import HorovodCommunicator, has_horovod, horovod_has_nccl, horovod_speaks_mpi
 from engine.comm.launch import Launch, detect_launch
@@ -26,6 +24,8 @@ def _choose(backend: str, launch: Launch) -> str:
         return "local"
     if launch.by == "torchrun" or not has_horovod():  # torchrun gives Horovod no way to find its peers
         return "torch"
+    import torch
+
     if torch.cuda.is_available() and not horovod_has_nccl():  # it would take each gradient through the host
         return "torch"
     return "horovod" if launch.by == "horovodrun" or horovod_speaks_mpi() else "torch"
