@@ -15,7 +15,7 @@ TESTS ?=
 help:
 	@echo 'make demo    pack real images, pre-train on 2 ranks, fine-tune, report: the main job in small'
 	@echo 'make test    all tests; TESTS="tests/engine/network/test_bit.py -k agrees" runs some'
-	@echo 'make lint    ruff, and shellcheck where it is installed'
+	@echo 'make lint    ruff, mypy, and shellcheck where it is installed'
 	@echo 'make env     only the environment that the others make first: packages, Horovod, the extension'
 	@echo 'make check-nccl   Horovod with NCCL builds against this torch, and loads; where a CUDA toolkit is'
 	@echo 'make clean   remove what was built in this tree (not the environment, not the cache)'
@@ -42,6 +42,7 @@ test: env
 lint: env
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check --quiet . || { echo "run: ruff format ."; exit 1; }
+	@$(RUN) mypy --no-error-summary
 	@if command -v shellcheck >/dev/null; then shellcheck -x $$(git ls-files '*.sh' '*.sbatch' .ci/run); \
 	else echo 'shellcheck is not installed: shell scripts were not checked'; fi
 
@@ -49,5 +50,5 @@ check-nccl: env
 	@$(RUN) jobs/env/check_nccl.sh
 
 clean:
-	rm -rf build engine/_C*.so *.egg-info .pytest_cache .ruff_cache
+	rm -rf build engine/_C*.so *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -142,7 +142,7 @@ def main() -> None:
         description="High-throughput pre-training and transfer of BiT ResNets",
         python_requires=">=3.11",
         packages=find_packages(include=["engine*", "loaders*"]),
-        package_data={"": ["*.pyi"], "engine.config": ["recipes/*/*.yaml"]},
+        package_data={"": ["*.pyi", "py.typed"], "engine.config": ["recipes/*/*.yaml"]},
         install_requires=[
             "torch>=2.11",
             "torchvision",

@@ -6,6 +6,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 
@@ -48,9 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         warm = [index.in_a_process("--open", str(path)) for _ in range(options.repeats)]
         cold = [index.in_a_process("--open", str(path), "--cold") for _ in range(options.repeats)]
         shuffles = {
-            "epoch_order_full_s": [index.seconds(lambda e=e: epoch_order(options.records, 0, e)) for e in range(3)],
+            "epoch_order_full_s": [index.seconds(partial(epoch_order, options.records, 0, e)) for e in range(3)],
             "epoch_order_blocks_s": [
-                index.seconds(lambda e=e: epoch_order(options.records, 0, e, Blocks())) for e in range(3)
+                index.seconds(partial(epoch_order, options.records, 0, e, Blocks())) for e in range(3)
             ],
         }
     table = index.in_a_process("--table", "--records", str(options.records))

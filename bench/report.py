@@ -83,12 +83,13 @@ def tables(found: Sequence[results.Result], out: Path | None, formats: Sequence[
     made = report_tables.paper_tables(scores, read_published(), layout, published)
     made += report_tables.target_tables(scores, layout)
     print("\n".join(table.markdown() for table in made), end="")
-    for table in made if out else ():
+    if out is None:
+        return
+    for table in made:
         for name in formats:
             with whole(out / f"{table.name}.{name}") as temporary:
                 temporary.write_text(table.markdown() if name == "md" else table.csv())
-    if out:
-        print(f"{len(made)} tables ({', '.join(formats)}) → {out}", file=sys.stderr)
+    print(f"{len(made)} tables ({', '.join(formats)}) → {out}", file=sys.stderr)
 
 
 def figures(found: Sequence[results.Result], out: Path, formats: Sequence[str]) -> None:

@@ -103,8 +103,8 @@ def model(arguments: argparse.Namespace) -> None:
     profile = choose_profile(arguments, published, cluster)
     cluster, calibrated = _calibrated(arguments, cluster, published)
     unchanged = {step.gpus: step.images_per_second for step in sweep(profile, cluster, arguments.gpus)}
-    paper = published and (profile.network, profile.images_per_second) == _subject(published)
-    reference, label = (published.rows, "paper") if paper else (None, "")
+    paper = published if published and _subject(published) == (profile.network, profile.images_per_second) else None
+    reference, label = (paper.rows, "paper") if paper else (None, "")
     for change in arguments.what_if:
         profile, cluster = what_if(change, profile, cluster)
     if arguments.what_if:
@@ -113,7 +113,7 @@ def model(arguments: argparse.Namespace) -> None:
     print(_heading(profile, cluster, calibrated, arguments.what_if))
     print(scaling_report.table(rows, reference, label))
     if paper:
-        print("\n" + scaling_report.contradiction(read_profile(published.profile), read_cluster(arguments.cluster)[0]))
+        print("\n" + scaling_report.contradiction(read_profile(paper.profile), read_cluster(arguments.cluster)[0]))
     if arguments.explain:
         print("\n" + scaling_report.explain(rows))
     if arguments.plan:
@@ -129,7 +129,7 @@ def model(arguments: argparse.Namespace) -> None:
     place = arguments.plot or (None if arguments.json else Path("scaling.png"))
     if place:
         title = f"{profile.network}, {profile.batch} images a GPU, {profile.precision}, {cluster.name}: modelled"
-        scaling_report.figure(rows, published.rows if paper else None, place, title)
+        scaling_report.figure(rows, paper.rows if paper else None, place, title)
         print(f"\nfigure: {place}")
 
 
@@ -153,7 +153,7 @@ def choose_profile(arguments: argparse.Namespace, published: Published | None, c
         from loaders.packs.shard import Pack
 
         pack = Pack.open(arguments.data)
-        profile = replace(profile, image_bytes=float(pack.offsets[-1] - pack.offsets[0]) / len(pack))
+        profile = replace(profile, image_bytes=pack.image_bytes / len(pack))
     return check_profile(profile, name)
 
 

@@ -13,16 +13,17 @@ from contextlib import contextmanager
 from functools import partial
 from typing import NoReturn, TypeVar
 
-from omegaconf import OmegaConf
+import yaml
 
 from engine.comm.choose import connect
 from engine.comm.communicator import Communicator, SharedError, Stopped
 from engine.comm.launch import detect_launch
 from engine.config.loading import explain, load, recipes, to_yaml, variants
+from engine.config.schema import FinetuneConfig, PretrainConfig
 from loaders.errors import UserError
 
 USAGE_ERROR, INTERRUPTED, UNREAD = 2, 130, 141
-Settings = TypeVar("Settings")
+Settings = TypeVar("Settings", PretrainConfig, FinetuneConfig)
 
 
 def parser(program: str, schema: type, about: str) -> argparse.ArgumentParser:
@@ -76,7 +77,7 @@ def _to_its_reader() -> Iterator[None]:
 def list_recipes(kind: str) -> None:
     """Print name and purpose of each recipe."""
     for name, path in recipes(kind).items():
-        about = str(OmegaConf.load(path).get("about", "")).strip()
+        about = str(yaml.safe_load(path.read_text()).get("about", "")).strip()
         print(f"{name}\n{textwrap.indent(textwrap.fill(about, 100), '    ')}")
 
 
@@ -100,7 +101,7 @@ def start(
     kind: str,
     recipe: str,
     overrides: list[str],
-    body: Callable[[Settings, Communicator], None],
+    body: Callable[[Settings, Communicator], object],
     several: tuple[str, ...] = (),
 ) -> NoReturn:
     """Load the configuration, connect, run `body`, and exit: 0; 2 for unusable input; 1 for a defect; 75 if stopped.

@@ -84,11 +84,11 @@ def script(arguments: argparse.Namespace) -> str:
 
         file = Path(recipe).resolve()
         with contextlib.chdir(ROOT):  # where the job runs: its paths start there
-            runs = sweep_file.read(file).runs
+            swept = sweep_file.read(file).runs
         if arguments.settings:
             raise UserError(f"{arguments.settings[0]!r}: a sweep's settings stand in {recipe}, under set: or a target")
         template, name = "sweep", arguments.name or file.stem
-        nodes_needed = -(-len(runs) // cluster["tasks_per_node"])
+        nodes_needed = -(-len(swept) // cluster["tasks_per_node"])
         options |= {"nodes": 1, "array": f"0-{min(arguments.nodes, nodes_needed) - 1}"}
         values |= {"SWEEP": str(file), "STEP_OPTIONS": cluster["step"]}
     elif what:
@@ -150,7 +150,7 @@ def fill(text: str, options: dict[str, Any], more: list[str], values: dict[str, 
     """The template with these #SBATCH options and shell variables in place of its own."""
     for key, value in options.items():
         line = f"#SBATCH --{key}={value}"
-        text, found = re.subn(rf"^#SBATCH --{key}=.*$", lambda _, line=line: line, text, flags=re.M)
+        text, found = re.subn(rf"^#SBATCH --{key}=.*$", line.replace("\\", r"\\"), text, flags=re.M)
         if not found:
             more = [f"--{key}={value}", *more]
     last = list(re.finditer(r"^#SBATCH .*\n", text, flags=re.M))[-1].end()

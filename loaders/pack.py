@@ -106,7 +106,7 @@ def _settings_help() -> str:
 
 
 def _settings(words: Sequence[str]) -> dict[str, str]:
-    settings = {}
+    settings: dict[str, str] = {}
     for word in words:
         key, equals, value = (part.strip() for part in word.partition("="))
         if not key or not equals:
@@ -194,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _terminate(number, frame):
+def _terminate(number: int, frame: object) -> None:
     raise KeyboardInterrupt  # a job's time limit, too, must leave no temporary files
 
 

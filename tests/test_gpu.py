@@ -6,7 +6,7 @@ Parity on the GPU is in test_fused.py and test_standardized.py, parametrized by 
 import pytest
 import torch
 
-from bench.kernel import launches
+from bench.measured.kernel import launches
 from engine.network import bit
 from engine.optim import ops
 from engine.optim.agc_sgd import AgcSgd, named_groups

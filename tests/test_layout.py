@@ -14,7 +14,7 @@ MODULES = {
     for path in sorted((ROOT / folder).rglob("*.py"))
 }
 TOP_LEVEL = {"setup.py", "csrc", "engine", "loaders", "bench", "jobs", "tests", "README.md", "docs",
-             "Makefile", "pyproject.toml", ".ci", ".gitignore", "LICENSE"}  # fmt: skip
+             "Makefile", "pyproject.toml", ".ci", ".gitignore", ".pre-commit-config.yaml", "LICENSE"}  # fmt: skip
 ONLY_IN = {
     "horovod": {"engine.comm.horovod"},
     "nvidia": {"loaders.pipelines.dali", "bench.peers.loaders"},

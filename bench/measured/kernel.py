@@ -28,8 +28,8 @@ from loaders.errors import UserError
 
 BYTES = 20
 """Per parameter: 4 each of parameter, gradient and momentum read, of parameter and momentum written."""
-SGD = {"lr": 1e-5, "momentum": 0.9, "weight_decay": 1e-4, "nesterov": True}
-AGC = {"clipping": 0.01, "eps": 1e-3}
+SGD: dict[str, Any] = {"lr": 1e-5, "momentum": 0.9, "weight_decay": 1e-4, "nesterov": True}
+AGC: dict[str, Any] = {"clipping": 0.01, "eps": 1e-3}
 COPY = "copy"
 PEER = "torch fused, no clipping"
 OURS = "AgcSgd fused"
@@ -84,7 +84,7 @@ def variants(subject: Subject) -> dict[str, Callable[[], Any]]:
     peers = {kind: torch.optim.SGD(subject.params, **{kind: True}, **SGD).step for kind in kinds}
     found |= {f"torch {kind}, no clipping": step for kind, step in peers.items()}
     if (clip := _timm_clip(subject)) is not None:
-        found |= {f"timm AGC + torch {kind}": lambda step=step: (clip(), step()) for kind, step in peers.items()}
+        found |= {f"timm AGC + torch {kind}": _both(clip, step) for kind, step in peers.items()}
     if (apex := _apex(subject)) is not None:
         found["apex FusedSGD, no clipping"] = apex
     found["eager loop with AGC"] = EagerLoop(subject).step
@@ -118,6 +118,14 @@ def _apex(subject: Subject) -> Callable[[], Any] | None:
     return FusedSGD(subject.params, **SGD).step
 
 
+def _both(first: Callable[[], Any], second: Callable[[], Any]) -> Callable[[], None]:
+    def call() -> None:
+        first()
+        second()
+
+    return call
+
+
 class EagerLoop:
     """AGC and SGD as publications write them: a Python loop over parameters, operation by operation."""
 
@@ -129,6 +137,7 @@ class EagerLoop:
     def step(self) -> None:
         for p, clipped, momentum in self._params:
             grad = p.grad
+            assert grad is not None
             if clipped:
                 limit = _unit_norm(p).clamp(min=AGC["eps"]) * AGC["clipping"]
                 norm = _unit_norm(grad)
@@ -150,7 +159,7 @@ def launches(step: Callable[[], Any]) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         step()
         torch.cuda.synchronize()
-    on_gpu = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    on_gpu = [event for event in profile.events() if event.device_type.name == "CUDA"]
     # A range that someone named, such as torch's around each optimizer's step, shows on the GPU's time line too.
     return sum(not (event.is_user_annotation or event.name.startswith("Optimizer.")) for event in on_gpu)
 

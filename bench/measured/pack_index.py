@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def write(path: Path, records: int, shards: int, record_bytes: int) -> None:
             writer.publish()
 
 
-def seconds(call) -> float:
+def seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ class Stopwatch:
         self._laps: list[tuple[str, object, object]] = []
         self._steps = [self._last]
 
-    def _now(self):
+    def _now(self) -> Any:
         if not self._gpu:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -87,7 +88,7 @@ class Stopwatch:
         pairs = zip(self._steps, self._steps[1:], strict=False)
         return [self._between(start, end) for start, end in pairs], dict(sums)
 
-    def _between(self, start, end) -> float:
+    def _between(self, start: Any, end: Any) -> float:
         return start.elapsed_time(end) / 1e3 if self._gpu else end - start
 
 
@@ -187,7 +188,7 @@ def images(numbers: range, setup: Setup, device: torch.device) -> Batch:
     )
 
 
-def from_pack(place: str, setup: Setup, comm: Communicator, device: torch.device) -> Iterator[list[Batch]]:
+def from_pack(place: str, setup: Setup, comm: Communicator, device: torch.device) -> batches.Batches:
     """Batches of a pack, as in pre-training on natural images. UserError for labels that do not fit."""
     pack = Pack.open(place)
     if pack.labels.ndim != 1:

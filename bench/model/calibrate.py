@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,8 @@ def calibrate(profile: Profile, cluster: Cluster, rows: Mapping[int, float], up_
     if len(used) < 2:
         raise UserError(f"{len(used)} rows of 2 to {up_to} GPUs; a calibration needs 2 at least")
     terms, left = design(profile, cluster, used)
-    return replace(cluster, **dict(zip(FITTED, least_absolute(terms, left), strict=True)))
+    fitted: dict[str, Any] = dict(zip(FITTED, least_absolute(terms, left), strict=True))
+    return replace(cluster, **fitted)
 
 
 def design(profile: Profile, cluster: Cluster, rows: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:

@@ -106,7 +106,8 @@ def read_cluster(place: str) -> tuple[Cluster, dict[str, str], Published | None]
     _known(facts, set(names), path)
     if missing := [name for name in names if name not in facts]:
         raise UserError(f"{path} lacks {', '.join(missing)}; see bench/model/clusters/juwels_booster.yaml")
-    values, sources = {}, {"gpu": str(gpus[gpu.name]["source"])}
+    values: dict[str, Any] = {}
+    sources = {"gpu": str(gpus[gpu.name]["source"])}
     for name in names:
         fact = facts[name]
         if not isinstance(fact, dict) or set(fact) != {"value", "source"} or not str(fact["source"]).strip():
@@ -159,7 +160,7 @@ def check_profile(profile: Profile, where: str) -> Profile:
     return profile
 
 
-def number(value: Any, what: str, zero: bool, whole: bool) -> float | int:
+def number(value: Any, what: str, zero: bool, whole: bool) -> Any:
     """`value` as a finite number that is not negative, and not 0 unless `zero`. UserError otherwise."""
     least = "0 or more" if zero else "more than 0"
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import fields, replace
+from typing import Any
 
-from bench.model.facts import MAY_BE_ZERO, PRECISIONS, WHOLE, Cluster, Profile, check_profile, number, read_gpu
+from bench.model.facts import MAY_BE_ZERO, PRECISIONS, WHOLE, Cluster, Gpu, Profile, check_profile, number, read_gpu
 from engine.network import family
 from loaders.errors import UserError
 
@@ -46,7 +47,8 @@ def what_if(text: str, profile: Profile, cluster: Cluster) -> tuple[Profile, Clu
     if key in PROFILE_KEYS:
         found = _number(key, value)
         whole = key in ("batch", "num_classes", "gradient_bytes")
-        return check_profile(replace(profile, **{key: int(found) if whole else found}), "--what-if"), cluster
+        changed: dict[str, Any] = {key: int(found) if whole else found}
+        return check_profile(replace(profile, **changed), "--what-if"), cluster
     if key in CLUSTER_KEYS:
         found = number(_number(key, value), f"--what-if {key}", key in MAY_BE_ZERO, key in WHOLE)
         return profile, replace(cluster, **{key: found})
@@ -55,7 +57,7 @@ def what_if(text: str, profile: Profile, cluster: Cluster) -> tuple[Profile, Clu
     raise UserError(f"--what-if {key}: unknown; the nearest known key is {near}; there are {', '.join(known)}")
 
 
-def on_gpu(profile: Profile, cluster: Cluster, gpu) -> Profile:
+def on_gpu(profile: Profile, cluster: Cluster, gpu: Gpu) -> Profile:
     """The profile on another GPU: faster by the ratio of memory bandwidths, the smaller one of the two ratios that
     matter: group norms are bound by memory, and no measurement on that GPU is at hand."""
     memory = gpu.memory_gb_per_s / cluster.gpu.memory_gb_per_s

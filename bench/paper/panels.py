@@ -30,7 +30,7 @@ class Style:
 
     layout: Layout
     colours: Mapping[str, str]  # by source
-    networks: Mapping[str, tuple[str, str, str, str]]  # marker, line, hatch, colour
+    networks: Mapping[str, tuple[Any, Any, str, str]]  # marker, line (matplotlib's words), hatch, colour
 
     @classmethod
     def of(cls, cells: Iterable[Cell], layout: Layout) -> Style:
@@ -103,8 +103,8 @@ def draw_full(axes: Any, scores: Mapping[Cell, Score], style: Style) -> None:
 def draw_scale(axes: Any, scores: Mapping[Cell, Score], style: Style, columns: Mapping[str, str]) -> None:
     """A line for each network and domain: the full-shot score over sources by size; `columns` names them, by source."""
     layout = style.layout
-    images = {columns[cell.source]: layout.source(cell.source).images for cell in scores}
-    ticks = sorted(images, key=images.get)
+    images = {columns[cell.source]: layout.source(cell.source).images or 0 for cell in scores}
+    ticks = sorted(images, key=images.__getitem__)
     for network, (marker, dashes, _, colour) in style.networks.items():
         for domain, look in (("medical", "white"), ("natural", colour)):
             found = [cell for cell in scores if (layout.source(cell.source).domain, cell.network) == (domain, network)]

@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from bench.paper.names import METRICS, SEEDS, Cell, Layout, TableSpec, metric_label, target_name
 from engine.transfer.fewshot import by_shots, in_words
@@ -96,14 +97,16 @@ def _paper_table(
     rows = []
     for name, sources in spec.rows.items():
         target = layout.targets[name]
+        metric = target.metric
+        assert metric, f"{name} has a row in a table of the paper, and no metric"
         groups = []
         for network in layout.networks:
-            wanted = [source and Cell(name, target.metric, source, network, "full") for source in sources]
+            wanted = [Cell(name, metric, source, network, "full") if source else None for source in sources]
             groups.append([_entry(spec.name, cell, scores, published, layout) for cell in wanted])
         entries = [entry for group in groups for entry in group]
         if any(entry.score for entry in entries) or (whole and any(entry.paper for entry in entries)):
             best = [entry for group in groups for entry in _mark(group, "best")]
-            rows.append(((f"{target.label} {MARKS[target.metric]}",), tuple(_mark(best, "top"))))
+            rows.append(((f"{target.label} {MARKS[metric]}",), tuple(_mark(best, "top"))))
     head = ("Target", *(f"{network}: {column}" for network in layout.networks.values() for column in spec.columns))
     return Table(spec.name, spec.title, head, tuple(rows), (PAPER_CAPTION, *_meanings(spec, layout)))
 
@@ -125,9 +128,9 @@ def _mark(entries: Sequence[Entry], mark: str) -> list[Entry]:
     """The entries, with the best of two or more scores marked; what prints the same is equally good."""
     means = [entry.score.mean for entry in entries if entry.score and not math.isnan(entry.score.mean)]
     best = f"{max(means):.2f}" if len(means) > 1 else None
+    marked: dict[str, Any] = {mark: True}
     return [
-        replace(entry, **{mark: True}) if entry.score and f"{entry.score.mean:.2f}" == best else entry
-        for entry in entries
+        replace(entry, **marked) if entry.score and f"{entry.score.mean:.2f}" == best else entry for entry in entries
     ]
 
 
@@ -137,8 +140,8 @@ def _meanings(spec: TableSpec, layout: Layout) -> list[str]:
     for index, column in enumerate(spec.columns):
         targets: dict[str, list[str]] = {}
         for name, sources in spec.rows.items():
-            if sources[index]:
-                targets.setdefault(sources[index], []).append(layout.targets[name].label)
+            if source := sources[index]:
+                targets.setdefault(source, []).append(layout.targets[name].label)
         if len(targets) > 1:
             listed = (f"{layout.source(name).label} for {', '.join(found)}" for name, found in targets.items())
             notes.append(f"{column}: {'; '.join(listed)}.")

@@ -9,9 +9,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.utils.dlpack
 
 from loaders.packing import spreading as packing
 from loaders.packs.shard import Pack
@@ -40,7 +42,7 @@ class Material:
         return self.folder / "images"
 
 
-def prepare(source: str, folder: Path, short_side: int | None, quality: int, **how) -> Material:
+def prepare(source: str, folder: Path, short_side: int | None, quality: int, **how: Any) -> Material:
     """Pack the source, and give the others the packed bytes in their own form; `how`: further fields of Material."""
     path = folder / "images.h5"
     packing.pack(source, path, packing.Options(resize=short_side, quality=quality), quiet=True)
@@ -65,7 +67,7 @@ def prepare(source: str, folder: Path, short_side: int | None, quality: int, **h
 
 def loaders() -> dict[str, Callable[[Material], Iterator]]:
     """Those that run here, by name."""
-    found = {"torchvision DataLoader": torchvision_loader}
+    found: dict[str, Callable[[Material], Iterator]] = {"torchvision DataLoader": torchvision_loader}
     if _has("nvidia.dali"):
         dali = {"DALI graph fed from memory": from_memory, "pack, DALI": from_pack, "DALI file reader": dali_files}
         found = {**dali, **found}
@@ -113,7 +115,7 @@ def from_pack_on_host(material: Material) -> Iterator:
 
 def _ours(material: Material, backend: str) -> Iterator:
     pack, plan = _plan(material)
-    how = {"backend": backend, "threads": material.threads, "prefetch": AHEAD}
+    how: dict[str, Any] = {"backend": backend, "threads": material.threads, "prefetch": AHEAD}
     with train_batches(pack, plan, material.transform, **how) as batches:
         yield from (step[0].images for step in batches)
 
@@ -137,8 +139,10 @@ def from_memory(material: Material) -> Iterator:
     steps = [plan.step(number)[0] for number in range(2 * len(pack) // material.batch + 1)]
     ready = [request(pack, material.transform, part.ids, part.draws) for part in steps]
     endless = (one for _ in iter(int, 1) for one in ready)
-    how = {"device": torch.device("cpu"), "threads": material.threads, "prefetch": AHEAD}
-    with closing(DaliPipeline(_Memory(pack), material.transform, endless, material.batch, **how)) as pipeline:
+    how: dict[str, Any] = {"device": torch.device("cpu"), "threads": material.threads, "prefetch": AHEAD}
+    with closing(
+        DaliPipeline(cast(Pack, _Memory(pack)), material.transform, endless, material.batch, **how)
+    ) as pipeline:
         while True:
             yield pipeline.next_images()
 
@@ -155,7 +159,7 @@ def dali_files(material: Material) -> Iterator:
         exec_dynamic=True,
         seed=1,
     )
-    def graph():
+    def graph() -> Any:
         data, labels = fn.readers.file(file_root=str(material.images), random_shuffle=True, name="files")
         images = fn.decoders.image_random_crop(data, output_type=types.RGB, random_area=[0.08, 1.0])
         images = fn.resize(images, size=(SIZE, SIZE), interp_type=types.INTERP_LINEAR, antialias=True)
@@ -170,7 +174,7 @@ def dali_files(material: Material) -> Iterator:
     pipeline.build()
     while True:
         images, labels = pipeline.run()
-        yield torch.from_dlpack(images.as_tensor())
+        yield torch.utils.dlpack.from_dlpack(images.as_tensor())
 
 
 def _torchvision_transform() -> Callable:
@@ -191,7 +195,7 @@ def torchvision_loader(material: Material) -> Iterator:
     from torchvision.datasets import ImageFolder
 
     dataset = ImageFolder(str(material.images), _torchvision_transform())
-    how = {"num_workers": material.threads, "prefetch_factor": AHEAD, "drop_last": True}
+    how: dict[str, Any] = {"num_workers": material.threads, "prefetch_factor": AHEAD, "drop_last": True}
     while True:
         yield from (images for images, _ in torch.utils.data.DataLoader(dataset, material.batch, shuffle=True, **how))
 
@@ -273,12 +277,12 @@ def streaming(material: Material) -> Iterator:
     transform = _torchvision_transform()
 
     class Images(StreamingDataset):
-        def __getitem__(self, at):
+        def __getitem__(self, at: Any) -> Any:
             with Image.open(io.BytesIO(super().__getitem__(at)["image"])) as image:
                 return transform(image.convert("RGB"))
 
     dataset = Images(local=str(material.folder / "mds"), shuffle=True, batch_size=material.batch)
-    how = {"num_workers": material.threads, "prefetch_factor": AHEAD, "drop_last": True}
+    how: dict[str, Any] = {"num_workers": material.threads, "prefetch_factor": AHEAD, "drop_last": True}
     while True:
         yield from torch.utils.data.DataLoader(dataset, material.batch, **how)
 

@@ -3,7 +3,7 @@
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def measure(
     return done
 
 
-def _time(stream, batches: int, warm: int) -> tuple[list[float], float]:
+def _time(stream: Iterator, batches: int, warm: int) -> tuple[list[float], float]:
     """Seconds of each batch, and this process's processor time for all."""
     for _ in range(warm):
         next(stream)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,7 +34,7 @@ def torchxrayvision_loader(material: Material) -> Iterator:
         transform=transforms.Compose([xrv.datasets.XRayCenterCrop(), xrv.datasets.XRayResizer(SIZE)]),
         data_aug=augment,
     )
-    how = {"num_workers": material.threads, "prefetch_factor": AHEAD, "drop_last": True}
+    how: dict[str, Any] = {"num_workers": material.threads, "prefetch_factor": AHEAD, "drop_last": True}
     while True:
         for batch in torch.utils.data.DataLoader(dataset, material.batch, shuffle=True, **how):
             yield (batch["img"] / 1024).expand(-1, 3, -1, -1).contiguous()  # from its -1024..1024, three channels

@@ -35,7 +35,7 @@ class Stopped(SharedError):
 class Handle(Protocol):
     """A collective under way."""
 
-    def wait(self) -> None: ...
+    def wait(self) -> object: ...
 
 
 class Communicator:

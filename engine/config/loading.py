@@ -12,7 +12,7 @@ import io
 import itertools
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -36,7 +36,7 @@ def load(schema: type[Config], recipe: str, overrides: list[str], kind: str) -> 
     Raises UserError for an unknown recipe or key (naming the nearest), a value of the wrong type, a missing value.
     """
     from_file = _read(recipe, kind)
-    from_line = OmegaConf.create({})
+    from_line: Any = OmegaConf.create({})
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals:
@@ -141,7 +141,7 @@ def _with_base(path: Path) -> DictConfig:
     file = path.with_name(f"{base}.yaml")
     if not file.is_file() or file == path:
         raise UserError(f"{path} extends {base}, but there is no other file {file}")
-    return OmegaConf.merge(_with_base(file), content)
+    return cast(DictConfig, OmegaConf.merge(_with_base(file), content))
 
 
 def _rename(given: DictConfig) -> None:
@@ -175,7 +175,7 @@ def _first_leaf(value: Any) -> str:
     """`.key.key…` down to the first value below a section; empty for a value."""
     if not isinstance(value, DictConfig) or not value:
         return ""
-    key = next(iter(value))
+    key = str(next(iter(value)))
     return f".{key}{_first_leaf(value[key])}"
 
 
@@ -194,8 +194,9 @@ def _thaw(node: DictConfig) -> None:
     # Frozen dataclasses arrive read-only; they are merged into before they become objects again.
     OmegaConf.set_readonly(node, None)
     for key in node:
-        if not OmegaConf.is_missing(node, key) and isinstance(node._get_node(key), DictConfig):
-            _thaw(node._get_node(key))
+        inner = node._get_node(key)
+        if not OmegaConf.is_missing(node, key) and isinstance(inner, DictConfig):
+            _thaw(inner)
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,6 +14,8 @@ changes the effective learning rate only, not the function. The head starts at z
 new head.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -82,7 +84,7 @@ class Unit(nn.Module):
         self.gn3 = GroupNormReLU(groups, mid)
         self.conv3 = StdConv2d(mid, cout, 1, bias=False)
         if stride != 1 or cin != cout:
-            self.downsample = StdConv2d(cin, cout, 1, stride, bias=False)
+            self.downsample: StdConv2d | None = StdConv2d(cin, cout, 1, stride, bias=False)
         else:
             self.downsample = None
 
@@ -160,5 +162,5 @@ def build(name: str, num_classes: int, *, zero_head: bool = True) -> Bit:
     model = Bit(spec, num_classes)
     if zero_head:
         nn.init.zeros_(model.head.conv.weight)
-        nn.init.zeros_(model.head.conv.bias)
+        nn.init.zeros_(cast(Tensor, model.head.conv.bias))
     return model

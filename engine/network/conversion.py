@@ -74,10 +74,10 @@ def convert(source: str | Path, target: str | Path, form: str | None = None, *, 
 def _container(target: Path, form: str | None) -> str:
     """What kind of file to write: `safetensors`, `pth` or `npz`."""
     says = next((kind for ending, kind in ENDINGS.items() if target.name.lower().endswith(ending)), None)
-    if says is None and form in ENDINGS.values():
+    if says is None and form is not None and form in ENDINGS.values():
         return form
     allowed = {None: ("safetensors", "pth", "npz"), "timm": ("safetensors", "pth")}.get(form, (form,))
-    if says not in allowed:
+    if says is None or says not in allowed:
         endings = ", ".join(ending for ending, kind in ENDINGS.items() if kind in allowed)
         instead = "or say the format with --to" if form is None else f"as --to {form} asks for"
         raise UserError(f"{target} ends otherwise than weights do; expected one of {endings}, {instead}")

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from engine.network.naming import OFFICIAL, PUBLISHED, TIMM, rename
+from engine.network.naming import OFFICIAL, PUBLISHED, TIMM, Naming, rename
 from loaders.errors import UserError
 
 ENTRIES = "model", "state_dict"
@@ -41,7 +41,7 @@ def write(path: Path, state: dict[str, Tensor], form: str, timm: bool) -> None:
     """
     # Each tensor in a storage of its own: a view of a larger one would be saved with all of it, or not at all.
     state = {
-        rename(name, PUBLISHED, TIMM) if timm else name: tensor.detach().clone(memory_format=torch.contiguous_format)
+        _renamed(name, TIMM) if timm else name: tensor.detach().clone(memory_format=torch.contiguous_format)
         for name, tensor in state.items()
     }
     try:
@@ -53,7 +53,7 @@ def write(path: Path, state: dict[str, Tensor], form: str, timm: bool) -> None:
             return
         with path.open("wb") as file:
             if form == "npz":
-                np.savez(file, **_to_npz(state))
+                np.savez(file, allow_pickle=False, **_to_npz(state))
             else:
                 torch.save(state if timm else {ENTRIES[0]: state}, file)
     except (safetensors.SafetensorError, RuntimeError) as error:  # what these libraries make of an OSError
@@ -123,8 +123,9 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 
 
 def _is_parameter(name: object, value: object) -> bool:
-    dense = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
-    return isinstance(name, str) and dense and not value.is_quantized
+    if not isinstance(name, str) or not isinstance(value, Tensor):
+        return False
+    return value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
@@ -147,6 +148,12 @@ def _from_official(name: str, path: Path) -> str:
     return found
 
 
+def _renamed(name: str, naming: Naming) -> str:
+    found = rename(name, PUBLISHED, naming)
+    assert found is not None, f"{name} is no parameter of a BiT network, which was checked before"
+    return found
+
+
 def _to_npz(state: dict[str, Tensor]) -> dict[str, np.ndarray]:
     """Name → array as `_read_npz` expects it."""
     arrays = {}
@@ -154,16 +161,18 @@ def _to_npz(state: dict[str, Tensor]) -> dict[str, np.ndarray]:
         array = tensor.float().numpy()
         if array.ndim == 4:
             array = np.ascontiguousarray(array.transpose(2, 3, 1, 0))
-        arrays[rename(name, PUBLISHED, OFFICIAL)] = array
+        arrays[_renamed(name, OFFICIAL)] = array
     return arrays
 
 
 def _from_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state by the published names where all of its names are those of timm's BiT; else as it is."""
-    names = {name: rename(name, TIMM, PUBLISHED) for name in state}
-    if None in names.values():
-        return state
-    renamed = {names[name]: tensor for name, tensor in state.items()}
+    renamed = {}
+    for name, tensor in state.items():
+        ours = rename(name, TIMM, PUBLISHED)
+        if ours is None:
+            return state
+        renamed[ours] = tensor
     head = renamed.get("head.conv.weight")
     if head is not None and head.ndim == 2:  # a linear classifier, where the network was not built as a convolution
         renamed["head.conv.weight"] = head[:, :, None, None]

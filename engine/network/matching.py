@@ -68,5 +68,6 @@ def _misfit(differing: list[str], state: dict[str, Tensor], own: dict[str, Tenso
 
 
 def _classes_differ(there: Tensor | None, here: Tensor | None) -> bool:
-    both = there is not None and here is not None and there.ndim == here.ndim
-    return both and there.shape[1:] == here.shape[1:] and len(there) != len(here)
+    if there is None or here is None or there.ndim != here.ndim:
+        return False
+    return there.shape[1:] == here.shape[1:] and len(there) != len(here)

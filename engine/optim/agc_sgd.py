@@ -1,6 +1,6 @@
 """SGD with momentum and adaptive gradient clipping (AGC)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -130,7 +130,7 @@ class AgcSgd(torch.optim.Optimizer):
         super().load_state_dict({"state": state_dict["state"], "param_groups": groups})
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step on all parameters that have a gradient. Returns what `closure` does, if given."""
         loss = None
         if closure is not None:
@@ -173,9 +173,7 @@ class AgcSgd(torch.optim.Optimizer):
         else:
             torch._foreach_add_(params, updates, alpha=-group["lr"])
 
-    def _momentum(
-        self, params: list[Tensor], grads: Sequence[Tensor], momentum: float, nesterov: bool
-    ) -> Sequence[Tensor]:
+    def _momentum(self, params: list[Tensor], grads: list[Tensor], momentum: float, nesterov: bool) -> list[Tensor]:
         if momentum == 0:
             return grads
         old_buffers, old_grads = [], []

@@ -7,7 +7,7 @@ in place and without a fusion copy, while the rest is still being computed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -106,7 +106,7 @@ class GradientSum:
                     flat.leaves[member].register_post_accumulate_grad_hook(self._hook(number))
                 begin, members = end, []
 
-    def _hook(self, number: int):
+    def _hook(self, number: int) -> Callable[[torch.Tensor], None]:
         def arrived(_: torch.Tensor) -> None:
             if not self._armed:
                 return

@@ -14,6 +14,9 @@ from engine.optim import ops
 from engine.optim.span import FlatSpan, laid_out_as, same_layout
 from loaders.errors import UserError
 
+Groups = Sequence[Mapping[str, Any]]
+"""Of parameters, as an optimizer has them."""
+
 MAX_TENSORS = 960
 """Separate tensors in one call, as in csrc/agc_sgd/api.h."""
 
@@ -56,6 +59,12 @@ class FlatCall:
         torch.ops.boosterbit.agc_sgd_(*arrays, *tables, **amp, copy=self.copies)
 
 
+def gradient(param: Tensor) -> Tensor:
+    """The gradient of a parameter that takes part in a step, and so has one."""
+    assert param.grad is not None
+    return param.grad
+
+
 @dataclass(frozen=True)
 class ListCall:
     """Arguments of one operator call on separate tensors. Gradients are taken from the parameters at each step, so
@@ -67,7 +76,7 @@ class ListCall:
     units: ops.UnitTable
 
     def run(self, lr: Tensor, hyper: Tensor, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
-        arrays = self.params, [laid_out_as(param, param.grad) for param in self.params], self.momenta
+        arrays = self.params, [laid_out_as(param, gradient(param)) for param in self.params], self.momenta
         tables = self.units.units, self.units.classes, lr, hyper
         amp = {"grad_scale": grad_scale, "found_inf": found_inf}
         torch.ops.boosterbit.agc_sgd_list_(*arrays, *tables, **amp, copies=self.copies)
@@ -80,9 +89,7 @@ class Plan:
     are kept. UserError for a gradient that the operator does not take.
     """
 
-    def __init__(
-        self, groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, dict], weights: ForwardWeights | None
-    ) -> None:
+    def __init__(self, groups: Groups, state: Mapping[Tensor, dict], weights: ForwardWeights | None) -> None:
         self._weights = weights
         self.members = members(groups)
         self.calls: list[FlatCall | ListCall] = []
@@ -90,7 +97,7 @@ class Plan:
         kinds: dict[tuple, list[Member]] = {}
         for member in self.members:
             copy = None if weights is None else weights.copies.get(member.param)
-            kind = _checked_dtype(member.param.grad), None if copy is None else copy.dtype
+            kind = _checked_dtype(gradient(member.param)), None if copy is None else copy.dtype
             kinds.setdefault(kind, []).append(member)
         for (_, copy_dtype), chosen in kinds.items():
             self._add_calls(chosen, copy_dtype is not None, groups, state)
@@ -108,7 +115,7 @@ class Plan:
         grads = [grad for grad in self._grads if grad is not None] if self._flat else []
         return [tensor.data_ptr() for tensor in (*self._params, *grads)]
 
-    def fits(self, groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, dict]) -> bool:
+    def fits(self, groups: Groups, state: Mapping[Tensor, dict]) -> bool:
         """Whether the same parameters have gradients, at the same places as when this plan was made.
 
         This is most of what the host does in a step, so it looks at each tensor as little as it can.
@@ -130,10 +137,10 @@ class Plan:
         for call in self.calls:
             call.run(lr, hyper, grad_scale, found_inf)
 
-    def _add_calls(self, chosen: Sequence[Member], copied: bool, groups, state) -> None:
+    def _add_calls(self, chosen: Sequence[Member], copied: bool, groups: Groups, state: Mapping[Tensor, dict]) -> None:
         params = [member.param for member in chosen]
         found = [state.get(param, {}).get("momentum_buffer") for param in params]
-        copies = [self._weights.copies[param] for param in params] if copied else []
+        copies = [self._weights.copies[param] for param in params] if self._weights and copied else []
         rows = [self._row(member, groups) for member in chosen]
         device = params[0].device
         span = FlatSpan.of(params)
@@ -160,7 +167,7 @@ class Plan:
             table = ops.unit_table(regions).to(device)
             self.calls.append(ListCall(params[part], momenta[part], copies[part], table))
 
-    def _row(self, member: Member, groups) -> tuple[int, bool]:
+    def _row(self, member: Member, groups: Groups) -> tuple[int, bool]:
         """Row of the hyper table, and whether the parameter's rows do not matter."""
         standardized = self._weights is not None and member.param in self._weights.standardized
         return 2 * member.group + standardized, groups[member.group]["clipping"] is None and not standardized
@@ -182,7 +189,7 @@ def problem_with(params: Sequence[Tensor]) -> str | None:
     return None
 
 
-def members(groups: Sequence[Mapping[str, Any]]) -> list[Member]:
+def members(groups: Groups) -> list[Member]:
     """The parameters that have a gradient, with their groups."""
     return [Member(p, index) for index, group in enumerate(groups) for p in group["params"] if p.grad is not None]
 
@@ -197,7 +204,7 @@ class Tables:
         self._rates: list[float] = []
         self._hyper = self._lr = torch.empty(0)
 
-    def current(self, groups: Sequence[Mapping[str, Any]], weights: ForwardWeights | None) -> tuple[Tensor, Tensor]:
+    def current(self, groups: Groups, weights: ForwardWeights | None) -> tuple[Tensor, Tensor]:
         """lr (1 or a value for each row) and hyper (rows, 6), both float32."""
         eps = None if weights is None else weights.eps
         rows = tuple(ops.hyper_row(group, value) for group in groups for value in (None, eps))
@@ -205,9 +212,9 @@ class Tables:
             self._hyper, self._rows = ops.to_device(torch.tensor(rows), self.device), rows
         return self._learning_rates([group["lr"] for group in groups]), self._hyper
 
-    def _learning_rates(self, rates: list[float | Tensor]) -> Tensor:
+    def _learning_rates(self, given: list[float | Tensor]) -> Tensor:
         # A tensor on the host can be read at once; one on the device must stay there.
-        rates = [float(r) if isinstance(r, Tensor) and r.device.type == "cpu" else r for r in rates]
+        rates: list[Any] = [float(r) if isinstance(r, Tensor) and r.device.type == "cpu" else r for r in given]
         if any(isinstance(rate, Tensor) for rate in rates):
             if all(rate is rates[0] for rate in rates):
                 return rates[0].detach().reshape(1).float()
@@ -223,7 +230,7 @@ class Tables:
         return self._lr
 
 
-def _kinds(groups: Sequence[Mapping[str, Any]]) -> list[tuple[bool, bool]]:
+def _kinds(groups: Groups) -> list[tuple[bool, bool]]:
     """What of a group's settings decides on units and state."""
     return [(group["clipping"] is None, group["momentum"] == 0) for group in groups]
 

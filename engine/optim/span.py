@@ -24,29 +24,33 @@ class FlatSpan:
         full = [param for param in params if param.numel()]
         if not full or len({param.untyped_storage().data_ptr() for param in full}) != 1:
             return None
-        begin = min(param.storage_offset() for param in full)
-        end = max(param.storage_offset() + param.numel() for param in full)
+        begin = min(int(param.storage_offset()) for param in full)
+        end = max(int(param.storage_offset()) + param.numel() for param in full)
         numel = sum(param.numel() for param in full)
         return cls(full[0], begin, end - begin, params) if numel <= end - begin <= 2 * numel else None
 
     def offset(self, param: Tensor) -> int:
         """Elements of the span before `param`; 0 where it is empty, and so anywhere."""
-        return param.storage_offset() - self.begin if param.numel() else 0
+        return int(param.storage_offset()) - self.begin if param.numel() else 0
 
     def shift(self, tensors: Sequence[Tensor | None]) -> int | None:
         """How much further in their buffer `tensors` lie than the parameters in theirs; None where they are not views
         of one buffer that has the parameters' order, layouts and gaps."""
         pairs = [(p, t) for p, t in zip(self.params, tensors, strict=True) if p.numel()]
-        if any(t is None or not same_layout(p, t) for p, t in pairs):
-            return None
-        shifts = {t.storage_offset() - p.storage_offset() for p, t in pairs}
-        buffers = {(t.untyped_storage().data_ptr(), t.dtype) for _, t in pairs}
+        shifts, buffers = set(), set()
+        for p, t in pairs:
+            if t is None or not same_layout(p, t):
+                return None
+            shifts.add(int(t.storage_offset()) - int(p.storage_offset()))
+            buffers.add((t.untyped_storage().data_ptr(), t.dtype))
         return shifts.pop() if len(shifts) == len(buffers) == 1 else None
 
-    def whole(self, tensors: Sequence[Tensor]) -> Tensor:
+    def whole(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """The part of the tensors' buffer that corresponds to the span, 1-D."""
         some = next(t for p, t in zip(self.params, tensors, strict=True) if p.numel())
-        return some.detach().as_strided((self.length,), (1,), self.begin + self.shift(tensors))
+        shift = self.shift(tensors)
+        assert some is not None and shift is not None, "the tensors are no views of one buffer"
+        return some.detach().as_strided((self.length,), (1,), self.begin + shift)
 
     def view(self, buffer: Tensor, param: Tensor) -> Tensor:
         """The parameter's part of `buffer`, which is as long as the span, in its shape and layout."""

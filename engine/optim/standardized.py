@@ -9,7 +9,7 @@ updates w, and writes s(w) for the next forward pass. The parameters of the netw
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from engine.network.bit import STD_EPS, StdConv2d
 from engine.optim import ops
@@ -30,7 +30,8 @@ class StandardizedWeights:
         ops.require(device)
         self._values, self._copies = flat.values, torch.zeros_like(flat.values, dtype=dtype)
         convolutions = {module.weight: module for module in model.modules() if isinstance(module, StdConv2d)}
-        copies, regions = {}, []
+        copies: dict[Tensor, Tensor] = {}
+        regions = []
         for index, (slot, parameter) in enumerate(zip(flat.slots, flat.parameters, strict=True)):
             copy = flat.view(self._copies, slot, channels_last=flat.channels_last)
             copies[parameter] = copy

@@ -129,7 +129,7 @@ def label_counts(train: Pack, test: Pack | None, mean_auc: bool) -> str:
     if vectors:
         said += "\n" + superset.counts(train.labels, train.class_names, train.parts)
     missing = without_auc(test.labels, test.class_names) if test and (vectors or mean_auc) else []
-    if missing:
+    if test and missing:
         said += (
             f"\n{len(missing)} of {len(test.class_names)} labels have no AUC and are not in its mean, since the test "
             f"set knows only one value of them: {shorten(missing)}"
@@ -173,16 +173,17 @@ def transforms(config: DataConfig) -> tuple[Transform, Transform]:
     size = config.size
     resize = config.resize or round(size * 256 / 224)
     if config.augment == "xray":
-        affine = Affine(config.rotation, tuple(config.zoom), config.translation)
+        affine = Affine(config.rotation, (config.zoom[0], config.zoom[1]), config.translation)
         return replace(transform.xray_train(size), affine=affine, flip=config.flip), transform.xray_eval(size)
     evaluation = transform.natural_eval(size, resize)
     if config.augment == "none":
         return evaluation, evaluation
     if config.augment == "crop":
         return replace(evaluation, kind="random_crop", flip=config.flip), evaluation
-    randaugment = None if config.randaugment is None else tuple(config.randaugment)
+    chosen = config.randaugment
+    randaugment = None if chosen is None else (chosen[0], chosen[1])
     training = transform.natural_train(size, randaugment)
-    return replace(training, scale=tuple(config.scale), flip=config.flip), evaluation
+    return replace(training, scale=(config.scale[0], config.scale[1]), flip=config.flip), evaluation
 
 
 def read_weights(place: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

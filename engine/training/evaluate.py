@@ -104,5 +104,5 @@ def without_auc(labels: np.ndarray, names: Sequence[str]) -> list[str]:
     if labels.ndim == 1:
         counts = np.bincount(labels, minlength=len(names))
         return [name for name, count in zip(names, counts, strict=True) if count in (0, len(labels))]
-    both = (labels > 0.5).any(0) & (labels <= 0.5).any(0)  # comparisons with NaN are false
-    return [name for name, has in zip(names, both, strict=True) if not has]
+    both = np.logical_and((labels > 0.5).any(0), (labels <= 0.5).any(0))  # comparisons with NaN are false
+    return [name for name, has in zip(names, both.tolist(), strict=True) if not has]

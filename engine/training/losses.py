@@ -51,7 +51,7 @@ def mixup(
     int64. Returns new images and (n, c) float labels.
     """
     if not labels.is_floating_point():
-        labels = F.one_hot(labels, num_classes).to(torch.float32)
+        labels = F.one_hot(labels, -1 if num_classes is None else num_classes).to(torch.float32)
     return lam * images + (1 - lam) * images[permutation], lam * labels + (1 - lam) * labels[permutation]
 
 

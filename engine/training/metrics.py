@@ -83,7 +83,7 @@ def plot_curves(metrics: Path, picture: Path, title: str) -> None:
 
 def environment(comm: Communicator, device: torch.device) -> dict[str, Any]:
     """Hardware, versions, commit, and launch: what another person needs to repeat the run."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)

@@ -63,8 +63,8 @@ def train(run: Run, comm: Communicator, *, quiet: bool = False) -> dict[str, flo
     run.parts.broadcast(comm)
     if speaks:
         _introduce(run, comm)
-    if log:
-        _keep_surroundings(run, comm)
+    if log and run.folder:
+        _keep_surroundings(run, run.folder, comm)
     if newest is not None:
         progress.say(f"goes on from {newest.path}, step {step} of {run.times.total_steps}")
     if step == run.times.total_steps:
@@ -143,11 +143,11 @@ def _introduce(run: Run, comm: Communicator) -> None:
     print(run.parts.summary(comm), *([run.intro] if run.intro else []), sep="\n", flush=True)
 
 
-def _keep_surroundings(run: Run, comm: Communicator) -> None:
+def _keep_surroundings(run: Run, folder: Path, comm: Communicator) -> None:
     """What the run was told and where it ran, beside its results."""
-    (run.folder / "config.yaml").write_text(run.config)
+    (folder / "config.yaml").write_text(run.config)
     surroundings = metrics.environment(comm, run.parts.precision.device)
-    (run.folder / "environment.json").write_text(json.dumps(surroundings, indent=1) + "\n")
+    (folder / "environment.json").write_text(json.dumps(surroundings, indent=1) + "\n")
 
 
 def _memory_use(device: torch.device) -> str:

@@ -47,7 +47,8 @@ class Timetable:
 def timetable(config: ScheduleConfig, optim: OptimConfig, samples: int, global_batch: int) -> Timetable:
     """The timetable for `samples` training samples. UserError where warm-up and milestones do not fit the length."""
     per_epoch = samples / global_batch
-    if config.steps is not None:
+    if config.steps is not None or config.epochs is None:
+        assert config.steps is not None, "the schema lets one of the two be none"
         total, milestones = config.steps, tuple(round(m) for m in config.milestones)
     else:
         total = max(1, round(config.epochs * per_epoch))

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from engine.comm.communicator import Communicator
+from engine.optim.agc_sgd import AgcSgd
 from engine.optim.flat import FlatParameters, GradientSum
 from engine.training.objective import Objective
 from engine.training.precision import Precision
@@ -46,7 +47,7 @@ class Trainer:
         *,
         model: nn.Module,
         flat: FlatParameters,
-        optimizer: torch.optim.Optimizer,
+        optimizer: AgcSgd,
         batches: Iterator[Sequence[Batch]],
         objective: Objective,
         learning_rate: Callable[[int], float],

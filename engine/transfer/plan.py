@@ -25,7 +25,7 @@ from loaders.packs import agree
 from loaders.packs.shard import Pack
 from loaders.pipelines import transform
 from loaders.pipelines.batches import Batch
-from loaders.pipelines.transform import Transform
+from loaders.pipelines.transform import Channels, Transform
 
 
 @dataclass(frozen=True)
@@ -138,13 +138,14 @@ def transforms(config: FinetuneConfig, rule: HyperRule, about: Mapping[str, Any]
     return replace(train, flip=config.data.flip), test
 
 
-def _statistics(normalize: str, about: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(normalize: str, about: Mapping[str, Any]) -> tuple[Channels, Channels]:
     if normalize == "imagenet":
         return transform.IMAGENET_MEAN, transform.IMAGENET_STD
     half = (0.5, 0.5, 0.5)
     if normalize == "half":
         return half, half
-    return tuple(about.get("mean", half)), tuple(about.get("std", half))
+    mean, std = (about.get(name, half) for name in ("mean", "std"))
+    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
 
 def _times(config: FinetuneConfig, rule: HyperRule, samples: int) -> Timetable:

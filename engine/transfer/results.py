@@ -87,9 +87,9 @@ def read(paths: Iterable[str | Path]) -> list[Result]:
     not known here are left out and counted in a warning on stderr, and so is a last line without its end, as a killed
     writer leaves it.
     """
-    paths = [Path(path) for path in paths]
+    files = [Path(path) for path in paths]
     newest: dict[tuple, Result] = {}
-    for path in paths:
+    for path in files:
         if not path.is_file():
             raise UserError(f"there are no results at {path}; engine.finetune appends them to results=…")
         try:
@@ -100,7 +100,7 @@ def read(paths: Iterable[str | Path]) -> list[Result]:
             newest.pop(result.run, None)
             newest[result.run] = result
     if not newest:
-        raise UserError(f"no results in {', '.join(map(str, paths))}")
+        raise UserError(f"no results in {', '.join(map(str, files))}")
     return list(newest.values())
 
 
@@ -144,9 +144,9 @@ def _read_csv(path: Path, content: str) -> Iterator[Result]:
         }
         yield _result(row | names, where, row.get("network"), _percent)
     if strange:
-        names = ", ".join(f"{name} ({count:,})" for name, count in strange.items())
+        listed = ", ".join(f"{name} ({count:,})" for name, count in strange.items())
         print(
-            f"warning: {path}: {strange.total():,} rows are left out, of metrics not known here: {names}; "
+            f"warning: {path}: {strange.total():,} rows are left out, of metrics not known here: {listed}; "
             f"known are {', '.join(PUBLISHED_METRICS)}, and of single classes test/f1_0 and its like",
             file=sys.stderr,
         )

@@ -21,7 +21,7 @@ class Alone:
 class MpiRanks(Alone):
     """The ranks of the MPI job that this process belongs to. UserError without mpi4py."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         try:
             from mpi4py import MPI
         except (ImportError, RuntimeError) as error:

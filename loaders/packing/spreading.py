@@ -171,7 +171,7 @@ def _fingerprint(listing: Listing, common: dict) -> str:
     return digest.hexdigest()
 
 
-def _attribute(path: Path, name: str):
+def _attribute(path: Path, name: str) -> Any:
     try:
         return Pack.open(path, alone=True).attributes.get(name)
     except UserError:
@@ -219,8 +219,8 @@ def _write(plan: _Plan, options: Options, quiet: bool, ranks: Alone) -> Iterator
                 bar.update(sizes[job])
                 yield path, False
         else:
-            for job in jobs:
-                yield _write_shard(job, options.workers, bar.update), False
+            for one in jobs:
+                yield _write_shard(one, options.workers, bar.update), False
 
 
 def _finished(path: Path, wanted: str) -> bool:
@@ -232,7 +232,7 @@ def _write_alone(job: _Job) -> Path:
     return _write_shard(job, 0, lambda images: None)
 
 
-def _write_shard(job: _Job, workers: int, progress) -> Path:
+def _write_shard(job: _Job, workers: int, progress: Callable[[int], object]) -> Path:
     bad: list[tuple[str, str]] = []
     changes: Counter[str] = Counter()
     with (

@@ -3,7 +3,9 @@
 import os
 import threading
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -13,7 +15,9 @@ VERSION = 1
 _CHUNK = 1 << 24  # bytes summed at a time
 
 
-def write_file(path: Path, blob_bytes: int, arrays: dict[str, np.ndarray], attributes: dict) -> tuple[int, int]:
+def write_file(
+    path: Path, blob_bytes: int, arrays: dict[str, np.ndarray], attributes: Mapping[str, Any]
+) -> tuple[int, int]:
     """Create a pack file with room for `blob_bytes` of images; the byte offsets of the blob and of the index sum.
 
     Byte strings (dtype S) are stored as fixed-length UTF-8. The caller fills in the images, then the sum.
@@ -33,8 +37,8 @@ def write_file(path: Path, blob_bytes: int, arrays: dict[str, np.ndarray], attri
         group = file.create_group("images")
         blob = h5py.h5d.create(group.id, b"bytes", h5py.h5t.STD_U8LE, space, creation)
         for name, values in arrays.items():
-            text = values.dtype.kind == "S"
-            dtype = h5py.string_dtype("utf-8", values.dtype.itemsize) if text else values.dtype.newbyteorder("<")
+            is_text = values.dtype.kind == "S"
+            dtype = h5py.string_dtype("utf-8", values.dtype.itemsize) if is_text else values.dtype.newbyteorder("<")
             file.create_dataset(name, data=values.astype(dtype))
         index_sum = file.create_dataset("index_crc32", data=np.zeros(1, "<u4"))
         return blob.get_offset() or 0, index_sum.id.get_offset()
@@ -61,8 +65,9 @@ def index_checksum(path: Path, blob: tuple[int, int], sum_at: int) -> int:
 class Hdf5Blob:
     """Slices of a blob that someone stored chunked or compressed, through HDF5: right, but one reader at a time."""
 
-    def __init__(self, path: Path, name: str):
-        self._path, self._name, self._lock, self._pid = path, name, threading.Lock(), None
+    def __init__(self, path: Path, name: str) -> None:
+        self._path, self._name, self._lock = path, name, threading.Lock()
+        self._pid: int | None = None
 
     def __getitem__(self, piece: slice) -> np.ndarray:
         with self._lock:

@@ -9,6 +9,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, overload
 
 import h5py
 import numpy as np
@@ -64,13 +65,15 @@ class _Shard:
             raise UserError(f"{self.path} is damaged: it lacks {', '.join(absent)}; pack it again")
         size = self.path.stat().st_size
         whole = np.asarray(np.memmap(self.path, np.uint8, "r"))
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
+        stored: Hdf5Blob | None = None
         for name in names:
             dataset = file[name]
             at, length = dataset.id.get_offset(), dataset.size * dataset.dtype.itemsize
             if at is None or not length:
-                big = name == "images/bytes" and dataset.size
-                arrays[name] = Hdf5Blob(self.path, name) if big else dataset[...]
+                if name == "images/bytes" and dataset.size:
+                    stored = Hdf5Blob(self.path, name)
+                arrays[name] = np.empty(0, np.uint8) if name == "images/bytes" else dataset[...]
                 continue
             if at + length > size:
                 raise UserError(
@@ -79,10 +82,11 @@ class _Shard:
                 )
             arrays[name] = whole[at : at + length].view(dataset.dtype).reshape(dataset.shape)
         self.blob_span = (file["images/bytes"].id.get_offset() or 0, file["images/bytes"].size)
-        self.mapped = isinstance(arrays["images/bytes"], np.ndarray)
+        self.mapped = stored is None
         self.sum_at = file["index_crc32"].id.get_offset() if "index_crc32" in file else None
         self.index_sum = int(file["index_crc32"][0]) if "index_crc32" in file else None
-        self.blob, self.offsets, self.sizes, self.crc32, self.labels, self.keys = (arrays[n] for n in _ARRAYS)
+        blob, self.offsets, self.sizes, self.crc32, self.labels, self.keys = (arrays[n] for n in _ARRAYS)
+        self.blob: np.ndarray | Hdf5Blob = blob if stored is None else stored
         self.groups = arrays.get("groups")
         self.class_names = [name.decode() for name in arrays["classes/names"]]
         self.counts = arrays["classes/counts"]
@@ -115,7 +119,7 @@ class _Shard:
                 f" {self.blob_span[1]:,}; pack it again"
             )
 
-    def faults(self, first: int, progress: Callable[[int], None]) -> Iterator[str]:
+    def faults(self, first: int, progress: Callable[[int], object]) -> Iterator[str]:
         where = f"{self.path}: " if first or self.attributes.get("shards", 1) > 1 else ""
         if self.sum_at and self.mapped and index_checksum(self.path, self.blob_span, self.sum_at) != self.index_sum:
             yield f"{where}the index (offsets, labels, keys, attributes) does not match its checksum"
@@ -127,10 +131,10 @@ class _Shard:
 
     def sound(self, i: int) -> bool:
         start, stop = int(self.offsets[i]), int(self.offsets[i + 1])
-        return 0 <= start <= stop and zlib.crc32(self.blob[start:stop]) == self.crc32[i]
+        return 0 <= start <= stop and zlib.crc32(self.blob[start:stop].data) == self.crc32[i]
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode()
     return value.item() if isinstance(value, np.generic) else value
@@ -156,7 +160,12 @@ class Keys(Sequence):
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def __getitem__(self, i):
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+
+    def __getitem__(self, i: int | slice) -> str | list[str]:
         if isinstance(i, slice):
             return [self[j] for j in range(*i.indices(len(self)))]
         i = range(len(self))[i]
@@ -209,7 +218,12 @@ class Pack:
         superset.check_distinct(shards)
         return cls(shards, shards[0].path, superset.common_labels(shards) if labels is None else labels)
 
-    def __reduce__(self):
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of all encoded images together."""
+        return sum(int(shard.offsets[-1]) for shard in self._shards)
+
+    def __reduce__(self) -> tuple[Any, ...]:
         return (_reopen, ([s.path for s in self._shards], self.path, self.class_names))
 
     def __len__(self) -> int:
@@ -254,7 +268,7 @@ class Pack:
         places = [(i, *self._find(i)) for i in dict.fromkeys(ids.tolist())]
         return [i for i, shard, j in places if not shard.sound(j)]
 
-    def verify(self, progress: Callable[[int], None] = lambda records: None) -> list[str]:
+    def verify(self, progress: Callable[[int], object] = lambda records: None) -> list[str]:
         """Check every record and every index against its checksum; a line for each fault, none when sound.
 
         `progress` is called with the number of records done since its last call.

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -79,7 +80,7 @@ class ShardWriter:
     def finish(self, attributes: dict | None = None) -> None:
         """Write the HDF5 file under its temporary name, with further `attributes`, and read every record back."""
         labels = self._label_array()
-        arrays = {
+        arrays: dict[str, np.ndarray] = {
             "images/offsets": np.array(self._offsets, dtype=np.int64),
             "images/sizes": np.array(self._sizes, dtype=np.int32).reshape(-1, 2),
             "images/crc32": np.array(self._crc, dtype=np.uint32),
@@ -91,8 +92,8 @@ class ShardWriter:
         if any(group != -1 for group in self._groups):
             arrays["groups"] = np.array(self._groups, dtype=np.int64)
         length = self._offsets[-1]
-        found = {"records": len(self), "bits": self._bits}
-        at, sum_at = write_file(self._partial, length, arrays, {**self._attributes, **(attributes or {}), **found})
+        facts = {**self._attributes, **(attributes or {}), "records": len(self), "bits": self._bits}
+        at, sum_at = write_file(self._partial, length, arrays, facts)
         self._blob.seek(0)
         with open(self._partial, "r+b") as out:
             out.seek(at)
@@ -117,10 +118,10 @@ class ShardWriter:
         """Give the finished file its name."""
         os.replace(self._partial, self.path)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc):
+    def __exit__(self, *exc: object) -> None:
         self._blob.close()
         for leftover in (self._bytes, self._partial):
             leftover.unlink(missing_ok=True)

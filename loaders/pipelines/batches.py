@@ -6,7 +6,7 @@ Both pipelines deliver the same samples in the same order with the same windows,
 import itertools
 from collections import deque
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -26,6 +26,28 @@ class Batch(NamedTuple):
     labels: torch.Tensor  # (b,) int64 class numbers, or (b, L) float32 with NaN for unknown
     ids: torch.Tensor  # (b,) int64 record numbers in the pack
     valid: torch.Tensor  # (b,) bool, False for the padding of the last evaluation batch
+
+
+class Pipeline(Protocol):
+    """Makes the images of one request after the other."""
+
+    def __init__(
+        self,
+        pack: Pack,
+        transform: Transform,
+        requests: Iterator[Request],
+        batch: int,
+        *,
+        device: torch.device,
+        threads: int,
+        prefetch: int,
+    ) -> None: ...
+
+    def next_images(self) -> torch.Tensor:
+        """(b, 3, S, S) float32, channels-last, on the device. StopIteration at the end."""
+
+    def close(self) -> None:
+        """Stop threads and free buffers; safe to call twice."""
 
 
 class _Wanted(NamedTuple):
@@ -66,26 +88,31 @@ class Batches:
         self._evaluates, self._how, self._wanted = evaluates, how, wanted
         self._device = torch.device(how.device)
         self._pending: deque[tuple[_Wanted, Request]] = deque()
-        self._pipeline = self._start()
+        self._pipeline: Pipeline | None = self._start()
 
     @property
     def bad(self) -> dict[int, str]:
         """Number and fault of each record that was replaced so far."""
         return self._bad.found
 
-    def _start(self):
+    def _start(self) -> Pipeline:
         """A pipeline that goes on with what is pending."""
         again = [wanted for wanted, _ in self._pending]
         self._pending.clear()
         self._wanted = itertools.chain(again, self._wanted)
         return self._make(self._requests(), self._batch, self._how.prefetch)
 
-    def _make(self, requests: Iterator[Request], batch: int, prefetch: int):
+    def _make(self, requests: Iterator[Request], batch: int, prefetch: int) -> Pipeline:
+        make: type[Pipeline]
         if self.backend == "dali":
-            from loaders.pipelines.dali import DaliPipeline as Pipeline  # DALI takes a second to import: only when used
+            from loaders.pipelines.dali import DaliPipeline  # DALI takes a second to import: only when used
+
+            make = DaliPipeline
         else:
-            from loaders.pipelines.host import HostPipeline as Pipeline
-        return Pipeline(
+            from loaders.pipelines.host import HostPipeline
+
+            make = HostPipeline
+        return make(
             self._pack,
             self._transform,
             requests,
@@ -124,7 +151,7 @@ class Batches:
                 self._pipeline = self._start()
         _, done = self._pending.popleft()
         labels = torch.from_numpy(np.ascontiguousarray(self._pack.labels[done.ids]))
-        extra = (labels, torch.from_numpy(done.ids), torch.from_numpy(done.valid))
+        extra = [labels, torch.from_numpy(done.ids), torch.from_numpy(done.valid)]
         if self._device.type == "cuda":
             extra = [t.pin_memory().to(self._device, non_blocking=True) for t in extra]
         return Batch(images, *extra)
@@ -158,10 +185,10 @@ class Batches:
                 pipeline.close()
         return reasons
 
-    def __iter__(self):
+    def __iter__(self) -> Self:
         return self
 
-    def __next__(self):
+    def __next__(self) -> Any:
         found = [self._next() for _ in range(self._group)] if self._group else self._next()
         self.position += 1
         return found
@@ -172,10 +199,10 @@ class Batches:
         if pipeline is not None:
             pipeline.close()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc):
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
 
@@ -189,7 +216,7 @@ def _short(error: RuntimeError) -> str:
 
 
 def train_batches(
-    pack: Pack, plan: TrainPlan, transform: Transform, *, first_step: int = 0, last_step: int | None = None, **how
+    pack: Pack, plan: TrainPlan, transform: Transform, *, first_step: int = 0, last_step: int | None = None, **how: Any
 ) -> Batches:
     """An iterator over steps [first_step, last_step): each a list of one Batch per micro-batch.
 
@@ -216,7 +243,7 @@ def train_batches(
     )
 
 
-def eval_batches(pack: Pack, plan: EvalPlan, transform: Transform, *, first_batch: int = 0, **how) -> Batches:
+def eval_batches(pack: Pack, plan: EvalPlan, transform: Transform, *, first_batch: int = 0, **how: Any) -> Batches:
     """An iterator over the plan's batches from `first_batch` on; `how`: the fields of `Reading`.
 
     A random transform is drawn at the middle of its ranges; evaluation transforms draw nothing.

@@ -1,17 +1,21 @@
 """The DALI pipeline, on the CPU or the GPU, fed with views of the pack's memory map. Only this module knows DALI."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
+import torch.utils.dlpack
 from nvidia.dali import fn, types
 from nvidia.dali.auto_aug.core import select, signed_bin
 from nvidia.dali.auto_aug.rand_augment import get_rand_augment_suite
 from nvidia.dali.pipeline import pipeline_def
 
+from loaders.packs.shard import Pack
 from loaders.pipelines.finish import Finisher
 from loaders.pipelines.randaugment import FILL, MAX_TRANSLATE
+from loaders.pipelines.request import Request
 from loaders.pipelines.transform import RANDAUGMENT_OPS, Transform
 
 _HW_DECODER_LOAD = 0.75  # share of JPEGs for the GPU's decoder unit; the rest goes to CUDA kernels and threads
@@ -23,15 +27,15 @@ class DaliPipeline:
 
     def __init__(
         self,
-        pack,
+        pack: Pack,
         transform: Transform,
-        requests: Iterator,
+        requests: Iterator[Request],
         batch: int,
         *,
         device: torch.device,
         threads: int,
         prefetch: int,
-    ):
+    ) -> None:
         self._pack, self._transform, self._requests, self._device = pack, transform, requests, device
         self._alive: deque = deque(maxlen=prefetch + 3)  # DALI reads the fed arrays in place
         gpu = device.type == "cuda"
@@ -78,21 +82,21 @@ class DaliPipeline:
     def next_images(self) -> torch.Tensor:
         """(b, 3, S, S) float32, channels-last, on the device. StopIteration at the end."""
         if self._finisher is not None:
-            return self._next_finished().permute(0, 3, 1, 2)
+            return self._next_finished(self._finisher).permute(0, 3, 1, 2)
         if self._device.type == "cuda":
             (images,) = self._pipeline.run(torch.cuda.current_stream(self._device))
         else:
             (images,) = self._pipeline.run()
-        return torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
+        return torch.utils.dlpack.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
 
-    def _next_finished(self) -> torch.Tensor:
+    def _next_finished(self, finisher: Finisher) -> torch.Tensor:
         """DALI decodes ahead in its threads, and the finisher's threads follow one batch behind."""
         while len(self._ready) < self._ahead and not (self._ready and isinstance(self._ready[-1], Exception)):
             try:
                 (images,) = self._pipeline.run()
                 decoded = [np.asarray(image) for image in images]
                 # `images` goes along: it owns the pixels that the threads read.
-                self._ready.append((self._finisher.submit(decoded, self._fed_flips.popleft()), images))
+                self._ready.append((finisher.submit(decoded, self._fed_flips.popleft()), images))
             except (StopIteration, RuntimeError) as error:
                 self._ready.append(error)  # raised when its turn comes
         first = self._ready.popleft()
@@ -109,7 +113,7 @@ class DaliPipeline:
 
 
 @pipeline_def(enable_conditionals=True)
-def _graph(source, transform: Transform, gpu: bool, decode_only: bool, deep: bool):
+def _graph(source: Callable[[], tuple], transform: Transform, gpu: bool, decode_only: bool, deep: bool) -> Any:
     """`deep`: decode to 16 bits, to which DALI scales images of 8, and go on in float32 instead of bytes."""
     inputs = [(types.UINT8, 1), *[(types.INT32, 1)] * 2]
     inputs += [] if decode_only else [*[(types.FLOAT, 1)] * 2, (types.INT32, 0)]
@@ -119,7 +123,7 @@ def _graph(source, transform: Transform, gpu: bool, decode_only: bool, deep: boo
     data, anchor, shape, *rest = fn.external_source(
         source=source, num_outputs=len(inputs), batch=True, no_copy=True, dtype=dtypes, ndim=dimensions
     )
-    hints = {}
+    hints: dict[str, Any] = {}
     if gpu:
         hints = {
             "hw_decoder_load": _HW_DECODER_LOAD,
@@ -172,7 +176,7 @@ def _graph(source, transform: Transform, gpu: bool, decode_only: bool, deep: boo
     )
 
 
-def _randaugment(images, choices, operations: int, magnitude: int, size: tuple[int, int]):
+def _randaugment(images: Any, choices: Any, operations: int, magnitude: int, size: tuple[int, int]) -> Any:
     suite = {a.name: a for a in get_rand_augment_suite(use_shape=True, max_translate_rel=MAX_TRANSLATE)}
     ordered = [suite[name] for name in RANDAUGMENT_OPS]
     for k in range(operations):

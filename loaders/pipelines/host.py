@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from loaders.packs.shard import Pack
 from loaders.pipelines.randaugment import apply_randaugment, warp
+from loaders.pipelines.request import Request
 from loaders.pipelines.transform import Transform
 
 
@@ -18,15 +20,15 @@ class HostPipeline:
 
     def __init__(
         self,
-        pack,
+        pack: Pack,
         transform: Transform,
-        requests: Iterator,
+        requests: Iterator[Request],
         batch: int,
         *,
         device: torch.device,
         threads: int,
         prefetch: int,
-    ):
+    ) -> None:
         self._pack, self._transform, self._requests = pack, transform, requests
         self._device, self._prefetch = device, prefetch
         self._scale = (1 / (255 * np.array(transform.std))).astype(np.float32)
@@ -47,7 +49,7 @@ class HostPipeline:
         self._queue.append((images, jobs))
         return True
 
-    def _fill(self, request, out: np.ndarray, lo: int, hi: int) -> None:
+    def _fill(self, request: Request, out: np.ndarray, lo: int, hi: int) -> None:
         for i in range(lo, hi):
             record = int(request.ids[i])
             try:
@@ -57,11 +59,11 @@ class HostPipeline:
             np.multiply(pixels, self._scale, out=out[i])
             out[i] += self._shift
 
-    def _image(self, request, i: int, data: np.ndarray) -> np.ndarray:
+    def _image(self, request: Request, i: int, data: np.ndarray) -> np.ndarray:
         top, left, height, width = request.regions[i].tolist()
         y0, x0, y1, x1 = request.rois[i].tolist()
         side = self._transform.size
-        with Image.open(BytesIO(data)) as opened:
+        with Image.open(BytesIO(data.data)) as opened:
             image = _displayed(opened, self._transform)
         image = image.crop((left, top, left + width, top + height))
         box = (x0, y0, min(x1, width), min(y1, height))

@@ -41,7 +41,7 @@ class Blocks:
     window: int = 64
     """Blocks that are shuffled together."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.size < 1 or self.window < 1:
             raise UserError(f"blocks of {self.size} records, {self.window} at a time: both must be 1 or more")
 
@@ -118,7 +118,7 @@ class TrainPlan:
     """Record number at which each shard begins, for `blocks`."""
     _orders: dict = field(default_factory=dict, init=False, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "pool", np.ascontiguousarray(self.pool, dtype=np.int64))
         if self.blocks is not None:
             object.__setattr__(self, "pool", np.sort(self.pool))  # neighbours in the pool are neighbours on disk
@@ -198,7 +198,7 @@ class EvalPlan:
     world: int = 1
     """Number of processes."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "pool", np.ascontiguousarray(self.pool, dtype=np.int64))
         if self.pool.ndim != 1 or not len(self.pool):
             raise UserError("there are no samples to evaluate: the selected part of the dataset is empty")

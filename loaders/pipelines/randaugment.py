@@ -48,7 +48,7 @@ def _apply(image: Image.Image, name: str, strength: float, sign: int) -> Image.I
     if name == "posterize":
         return ImageOps.posterize(image, round(8 - 4 * strength))
     if name == "solarize":
-        return ImageOps.solarize(image, 256 - 256 * strength)
+        return ImageOps.solarize(image, 256 - 256 * strength)  # type: ignore[arg-type]  # any number is compared
     if name == "auto_contrast":
         return ImageOps.autocontrast(image)
     return ImageOps.equalize(image) if name == "equalize" else image

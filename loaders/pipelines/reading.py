@@ -31,7 +31,7 @@ class Reading:
     bad_budget: int = 10
     """Different records that may turn out unusable before the run stops."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.threads < 1 or self.prefetch < 1:
             raise UserError(f"{self.threads} threads and {self.prefetch} batches of prefetch: both must be 1 or more")
         if not 0 <= self.check <= 1 or self.bad_budget < 0:

@@ -20,7 +20,9 @@ class Request(NamedTuple):
     choices: np.ndarray  # (b, N, 2) int32 of RandAugment
 
 
-def request(pack: Pack, transform: Transform, ids: np.ndarray, draws: np.ndarray, valid=None) -> Request:
+def request(
+    pack: Pack, transform: Transform, ids: np.ndarray, draws: np.ndarray, valid: np.ndarray | None = None
+) -> Request:
     """Everything about a batch that can be computed before its images are read."""
     sizes = pack.sizes[ids]
     window = windows(transform, sizes, draws)

@@ -63,7 +63,7 @@ def _label(pack: Pack, record: int) -> str:
     return ", ".join(f"{name}?" if math.isnan(value) else name for name, value in named if value != 0) or "none"
 
 
-def _fitting(text: str, width: int, font) -> str:
+def _fitting(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """The end of the text that fits, since keys differ there."""
     if font.getlength(text) <= width:
         return text

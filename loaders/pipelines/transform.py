@@ -15,6 +15,8 @@ import numpy as np
 
 from loaders.errors import UserError
 
+Channels = tuple[float, float, float]
+"""A value for red, green and blue."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 KINDS = ("random_resized_crop", "random_crop", "center_crop", "resize", "xray")
@@ -65,7 +67,7 @@ class Transform:
     randaugment: tuple[int, int] | None = None
     """(N, M): N operations per image, 1 to 6, of magnitude M in 0..30; or none."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UserError(f"unknown transform {self.kind!r}; there are {', '.join(KINDS)}")
         if self.size < 1 or self.before_crop < self.size:
@@ -154,7 +156,7 @@ def windows(transform: Transform, sizes: np.ndarray, draws: np.ndarray) -> np.nd
     return np.stack([np.zeros_like(height), np.zeros_like(width), height, width], axis=1)
 
 
-def _random_resized(transform: Transform, height, width, draws) -> np.ndarray:
+def _random_resized(transform: Transform, height: np.ndarray, width: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """torchvision.transforms.RandomResizedCrop.get_params: ten attempts, then the largest centre crop."""
     lo, hi = transform.ratio
     area = (height * width)[:, None] * (

@@ -3,8 +3,8 @@
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -14,7 +14,8 @@ from loaders.errors import UserError
 from loaders.sources.images import Checked, check_image
 from loaders.sources.listing import Item
 
-Job, Result = TypeVar("Job"), TypeVar("Result")
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 _CHUNK = 32  # images per task of a worker
 _AHEAD = 3  # tasks in flight per worker
 
@@ -35,7 +36,9 @@ def check_items(
         yield (result for chunk in results for result in chunk)
 
 
-def in_processes(work: Callable[[Job], Result], jobs: Iterable[Job], workers: int, ahead: int = 0) -> Iterator[Result]:
+def in_processes(
+    work: Callable[[Job], Result], jobs: Iterable[Job], workers: int, ahead: int = 0
+) -> Generator[Result, None, None]:
     """`map` in worker processes, in order, with at most `ahead` jobs in flight besides the one waited for.
 
     `work` and the jobs must pickle. UserError when a worker is killed.
@@ -44,7 +47,7 @@ def in_processes(work: Callable[[Job], Result], jobs: Iterable[Job], workers: in
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["loaders.sources.images"])
     pool = ProcessPoolExecutor(workers, context, _ignore_interrupt)
-    flying = deque()
+    flying: deque[Future] = deque()
     try:
         for job in jobs:
             flying.append(pool.submit(work, job))

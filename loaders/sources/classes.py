@@ -2,13 +2,13 @@
 
 import glob
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from loaders.errors import UserError, shorten
-from loaders.sources.listing import Listing, Table, TableBuilder
+from loaders.sources.listing import Listing, Reader, Table, TableBuilder
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2"))
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -33,7 +33,12 @@ def is_image_name(name: str) -> bool:
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
 
 
-def classes_from_folders(files: Iterable[tuple[str, str, int, int]], reader, source: str, under: str | None) -> Listing:
+def classes_from_folders(
+    files: Iterable[tuple[str, str, int, int]],
+    reader: Callable[[str, str, int, int], Reader],
+    source: str,
+    under: str | None,
+) -> Listing:
     """Label files by the folder they lie in. `files`: path within the source ("a/b/cat/1.jpg"), place, offset, size.
 
     `reader(place, key, offset, size)` makes the reader. `under` keeps one sub-tree. The key is CLASS/FILE, so the same
@@ -85,9 +90,10 @@ def with_classes(table: Table, labels: Sequence[int | str], source: str) -> tupl
     Numbers stay as they are, and the classes go from 0 to the greatest. Names are numbered in their sorted order; a
     number among names is a name. UserError for numbers that cannot be class numbers.
     """
-    if all(isinstance(label, int) for label in labels):
-        check_class_numbers(labels, source)
-        names = [str(number) for number in range(max(labels) + 1)]
+    numbers = [label for label in labels if isinstance(label, int)]
+    if len(numbers) == len(labels):
+        check_class_numbers(numbers, source)
+        names = [str(number) for number in range(max(numbers) + 1)]
     else:
         names = sorted({str(label) for label in labels})
         if len(names) < len(set(labels)):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 JPEG_QUALITY = 95
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -46,8 +46,8 @@ def check_image(data: bytes, resize: int | None = None, quality: int = JPEG_QUAL
         raise ValueError(_reason(data, error)) from error
     # Pillow shows colour of 16 bits as colour of 8; other decoders need not.
     reduced = bits_per_channel(data) > 8 and mode != "I;16"
-    keep = mode in _KEPT.get(kind, ()) and not reduced
-    shrink = resize is not None and min(image.size) > resize
+    keep = mode in _KEPT.get(kind or "", ()) and not reduced
+    shrink = resize if resize is not None and min(image.size) > resize else 0
     if keep and not shrink:
         return Checked(data, image.height, image.width)
     change = "resized" if shrink else f"{kind} of mode {mode}" + (", 16 bits" if reduced else "")
@@ -55,7 +55,8 @@ def check_image(data: bytes, resize: int | None = None, quality: int = JPEG_QUAL
     if shrink:
         short = min(image.size)
         image = image.resize(
-            tuple(max(1, round(side * resize / short)) for side in image.size), Image.Resampling.BICUBIC
+            (max(1, round(image.width * shrink / short)), max(1, round(image.height * shrink / short))),
+            Image.Resampling.BICUBIC,
         )
     if image.mode == "F":
         image = Image.fromarray(np.rint(np.asarray(image)).clip(0, 65535).astype(np.uint16))
@@ -86,6 +87,6 @@ def _bare(image: Image.Image) -> Image.Image:
 def _reason(data: bytes, error: Exception) -> str:
     if not data:
         return "the file is empty"
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return "not an image in a format that Pillow knows"
     return str(error) or type(error).__name__

@@ -3,9 +3,12 @@
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, overload
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import hashlib
 
 
 class Reader(Protocol):
@@ -113,7 +116,12 @@ class Table(Sequence[Item]):
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __getitem__(self, i):
+    @overload
+    def __getitem__(self, i: int) -> Item: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[Item]: ...
+
+    def __getitem__(self, i: int | slice) -> Item | list[Item]:
         if isinstance(i, slice):
             return [self[j] for j in range(*i.indices(len(self)))]
         key = self.keys[i].decode()
@@ -131,13 +139,13 @@ class Table(Sequence[Item]):
             self.keys[chosen],
             self.labels[chosen] if labels is None else labels,
             self.groups[chosen],
-            tuple(column[chosen] for column in self._where),
+            (self._where[0][chosen], self._where[1][chosen], self._where[2][chosen]),
             self._places,
             self._reader,
             None if self._readers is None else self._readers[chosen],
         )
 
-    def fingerprint(self, digest) -> None:
+    def fingerprint(self, digest: "hashlib._Hash") -> None:
         """Feed what identifies the samples to a hash: names, labels, groups, places."""
         for column in (self.keys, self.labels, self.groups, *self._where):
             digest.update(np.ascontiguousarray(column).data if column.size else b"")
@@ -157,7 +165,15 @@ class TableBuilder:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def add(self, key: str, label, place: str, offset: int = 0, size: int = -1, group: int = -1) -> None:
+    def add(
+        self,
+        key: str,
+        label: int | Sequence[float],
+        place: str,
+        offset: int = 0,
+        size: int = -1,
+        group: int = -1,
+    ) -> None:
         """One sample, read by `reader(place, key, offset, size)`."""
         self._keys.append(key.encode())
         if not isinstance(label, int) and not self._labels:
@@ -171,7 +187,7 @@ class TableBuilder:
     def table(self) -> Table:
         keys = _text(self._keys)
         self._keys = []
-        where = tuple(np.array(column) for column in (self._place, self._offset, self._size))
+        where = np.array(self._place), np.array(self._offset), np.array(self._size)
         groups = np.array(self._group, dtype=np.int64)
         whole = Table(keys, _labels(self._labels), groups, where, tuple(self._places), self._reader)
         return whole.take(np.argsort(keys, kind="stable"))

@@ -1,6 +1,7 @@
 """A table of images: a CSV file with a column of paths and a column of labels."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 from loaders.errors import UserError
@@ -39,7 +40,7 @@ def listing(source: str, under: str | None = None) -> Listing:
         raise UserError(f"{source} cannot be read as a table: {error}") from error
 
 
-def _columns(names, path: Path) -> dict[str, str]:
+def _columns(names: Sequence[str], path: Path) -> dict[str, str]:
     found = {}
     for meaning, known in _COLUMNS.items():
         matching = [name for name in names if name and name.strip().lower() in known]
@@ -56,7 +57,7 @@ def _columns(names, path: Path) -> dict[str, str]:
     return found
 
 
-def _read(rows, column: dict[str, str], path: Path, under: str | None) -> Listing:
+def _read(rows: csv.DictReader, column: dict[str, str], path: Path, under: str | None) -> Listing:
     builder = TableBuilder(file_range)
     labels: dict[str, int] = {}
     groups: dict[str, int] = {}

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from loaders.errors import UserError
 from loaders.sources.classes import with_classes
 from loaders.sources.listing import Listing, TableBuilder
-from loaders.sources.wire.protobuf import LENGTH, VARINT, fields, signed
+from loaders.sources.wire.protobuf import LENGTH, VARINT, Readable, fields, signed
 
 KIND = "lmdb"
 HELP = (
@@ -44,7 +45,7 @@ def lmdb_image(place: str, key: str, offset: int, size: int) -> LmdbImage:
 
 
 @lru_cache(maxsize=8)
-def _environment(path: str):
+def _environment(path: str) -> Any:
     """One per process: LMDB forbids opening a database twice."""
     try:
         import lmdb
@@ -84,9 +85,11 @@ def listing(source: str, under: str | None = None) -> Listing:
     return Listing(*with_classes(builder.table(), list(labels), source))
 
 
-def _label(transaction, key: bytes, value) -> int | str:
+def _label(transaction: Any, key: bytes, value: Readable) -> int | str:
     if not _is_image(value):
-        return _unwrap(value)[1]
+        label = _unwrap(value)[1]
+        assert label is not None, "only of an image itself is the label not known"
+        return label
     if key.startswith(b"image-"):
         beside = transaction.get(b"label-" + key[len(b"image-") :])
         if beside is None:
@@ -99,11 +102,11 @@ def _label(transaction, key: bytes, value) -> int | str:
     return folder.rpartition("/")[2]
 
 
-def _is_image(value) -> bool:
+def _is_image(value: Readable) -> bool:
     return bytes(value[:12]).startswith(_IMAGES)
 
 
-def _unwrap(value) -> tuple[bytes, int | None]:
+def _unwrap(value: Readable) -> tuple[bytes, int | None]:
     """Image and label of a value; the label is None where the value is the image itself. ValueError if neither."""
     if _is_image(value):
         return bytes(value), None
@@ -128,7 +131,7 @@ def _unwrap(value) -> tuple[bytes, int | None]:
     return bytes(value[image[0] : image[1]]), _number(label)
 
 
-def _number(label) -> int:
+def _number(label: object) -> int:
     if not isinstance(label, int) or label < 0:
         raise ValueError(f"the label is {label!r}; a class number is expected")
     return label
@@ -137,5 +140,5 @@ def _number(label) -> int:
 class _Plain(pickle.Unpickler):
     """Reads tuples, bytes, numbers; anything that names a class or function could run code, and is refused."""
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it names {module}.{name}, and only plain (bytes, label) is read")

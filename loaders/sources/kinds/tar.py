@@ -4,6 +4,7 @@ import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from loaders.errors import UserError
 from loaders.sources.classes import classes_from_folders, expand, is_image_name, with_classes
@@ -109,7 +110,7 @@ def _webdataset(paths: list[str], source: str, under: str | None) -> Listing:
 
 def _label(name: str, data: bytes, source: str) -> int | str:
     try:
-        value = data.decode().strip()
+        value: Any = data.decode().strip()
         if name.lower().endswith(".json"):
             fields = json.loads(value)
             value = next((fields[field] for field in _JSON_FIELDS if field in fields), None)

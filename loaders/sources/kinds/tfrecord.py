@@ -3,10 +3,11 @@
 import mmap
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from loaders.sources.checking import in_processes
 from loaders.sources.classes import check_class_numbers, expand
 from loaders.sources.listing import Listing, TableBuilder
 from loaders.sources.wire.crc32c import masked_crc32c
-from loaders.sources.wire.protobuf import LENGTH, fields, signed, varint
+from loaders.sources.wire.protobuf import LENGTH, Readable, fields, signed, varint
 
 KIND = "tfrecord"
 HELP = "a TFRecord file, a folder of them, or a pattern: image/encoded, image/class/label[, image/class/synset]"
@@ -101,17 +102,21 @@ def listing(source: str, under: str | None = None) -> Listing:
     return Listing(table, classes)
 
 
-def map_closing(work, jobs) -> Iterator:
+def map_closing(work: Callable[[str], Any], jobs: Iterable[str]) -> Generator[Any, None, None]:
     """`map` as a generator, which can be closed."""
     yield from map(work, jobs)
 
 
-def _scan(path: str):
+def _scan(path: str) -> tuple | str:
     """Offsets, sizes, labels, file names of a file's records, and names of labels; or what is wrong with it.
 
     Of a record only what lies around the image is touched: the page cache need not read the images for this.
     """
-    offsets, sizes, labels, files, names = [], [], [], [], {}
+    offsets: list[int] = []
+    sizes: list[int] = []
+    labels: list[int] = []
+    files: list[str] = []
+    names: dict[int, str] = {}
     size = os.path.getsize(path)
     if not size:
         return offsets, sizes, labels, files, names
@@ -150,9 +155,9 @@ def _scan(path: str):
     return np.array(offsets), np.array(sizes), np.array(labels), files, {k: name for k, name in names.items() if name}
 
 
-def _example(data, start: int, stop: int) -> dict[bytes, tuple[int, int]]:
+def _example(data: Readable, start: int, stop: int) -> dict[bytes, tuple[int, int]]:
     """For each feature of an Example the span of its first value: of the bytes, or of the list of numbers."""
-    found = {}
+    found: dict[bytes, tuple[int, int]] = {}
     for number, wire, lo, hi in fields(data, start, stop):
         if (number, wire) == (1, LENGTH):  # Example.features, its only field
             for inner, kind, first, last in fields(data, lo, hi):
@@ -161,7 +166,7 @@ def _example(data, start: int, stop: int) -> dict[bytes, tuple[int, int]]:
     return found
 
 
-def _feature(data, start: int, stop: int, found: dict) -> None:
+def _feature(data: Readable, start: int, stop: int, found: dict) -> None:
     name = value = None
     for number, wire, lo, hi in fields(data, start, stop):
         if (number, wire) == (1, LENGTH):
@@ -174,10 +179,10 @@ def _feature(data, start: int, stop: int, found: dict) -> None:
             found[name] = (first, last) if inner == LENGTH else (lo + 1, hi)  # numbers may be packed, or each tagged
 
 
-def _int(data, span: tuple[int, int]) -> int:
+def _int(data: Readable, span: tuple[int, int]) -> int:
     """The first number of an int64_list."""
     return signed(varint(data, *span)[0])
 
 
-def _text(data, span: tuple[int, int] | None) -> str:
+def _text(data: Readable, span: tuple[int, int] | None) -> str:
     return "" if span is None else bytes(data[slice(*span)]).decode(errors="replace")

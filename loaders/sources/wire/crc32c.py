@@ -15,10 +15,10 @@ def crc32c(data: bytes) -> int:
     # bytes change nothing. So the message can be cut into lanes of equal length, their number a power of two.
     head = bytes(data[:4])
     if len(head) < 4:
-        state = 0xFFFFFFFF
+        short = 0xFFFFFFFF
         for byte in head:
-            state = _bytewise(state ^ byte)
-        return state ^ 0xFFFFFFFF
+            short = _bytewise(short ^ byte)
+        return short ^ 0xFFFFFFFF
     lanes = 1 << max(0, -(-len(data) // _LANE) - 1).bit_length()
     padded = np.zeros(lanes * _LANE, np.uint8)
     padded[len(padded) - len(data) :] = np.frombuffer(data, np.uint8)

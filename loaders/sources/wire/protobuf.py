@@ -1,11 +1,13 @@
 """Just enough of protocol buffers' wire format to read TensorFlow's Example and Caffe's Datum."""
 
+import mmap
 from collections.abc import Iterator
 
+Readable = bytes | memoryview | mmap.mmap
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 
 
-def fields(buffer, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
+def fields(buffer: Readable, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
     """Fields of the message buffer[start:stop]: number, wire type, and for LENGTH and fixed ones the span of the value.
 
     For VARINT the third is the value itself. Nothing is copied. ValueError where the bytes are no message.
@@ -30,7 +32,7 @@ def fields(buffer, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]
         at += length
 
 
-def varint(buffer, at: int, stop: int) -> tuple[int, int]:
+def varint(buffer: Readable, at: int, stop: int) -> tuple[int, int]:
     """A number and where it ends. ValueError if it is cut off or longer than 64 bits."""
     value, shift = 0, 0
     while at < stop and shift < 70:

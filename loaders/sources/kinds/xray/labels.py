@@ -3,16 +3,22 @@
 No image is touched here. torchxrayvision (https://github.com/mlmed/torchxrayvision) is imported when it is needed.
 """
 
+from __future__ import annotations
+
 import hashlib
 import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from loaders.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _FINDINGS = (
     "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation", "Pneumonia",
@@ -39,7 +45,7 @@ class Labels:
     def __len__(self) -> int:
         return len(self.files)
 
-    def take(self, rows: np.ndarray) -> "Labels":
+    def take(self, rows: np.ndarray) -> Labels:
         """The rows chosen by a mask or by their numbers."""
         columns = {each.name: getattr(self, each.name) for each in fields(self)}
         return Labels(**{name: column if name == "names" else column[rows] for name, column in columns.items()})
@@ -59,7 +65,7 @@ class _Set:
     """Patients of a table of rows; null where a row names none."""
 
 
-def _mimic_files(table):
+def _mimic_files(table: pd.DataFrame) -> pd.Series:
     subject, study = table["subject_id"].astype(str), table["study_id"].astype(str)
     return "files/p" + subject.str[:2] + "/p" + subject + "/s" + study + "/" + table["dicom_id"] + ".jpg"
 
@@ -133,7 +139,7 @@ def read_labels(name: str, folder: Path, file: Path | None = None, metadata: Pat
     return Labels(files, labels, tuple(names), views, patients.astype(str).to_numpy(object))
 
 
-def read_table(path: Path, columns: tuple[str, ...]):
+def read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     """A CSV file, perhaps compressed, as a pandas table of these columns. UserError if it lacks one."""
     import pandas as pd  # comes with torchxrayvision
 
@@ -171,11 +177,11 @@ class _ChexpertFile(str):
 
     side: str
 
-    def __contains__(self, word: str) -> bool:
+    def __contains__(self, word: object) -> bool:
         return word == self.side
 
 
-def _named_after_rows(file: Path, table) -> _ChexpertFile:
+def _named_after_rows(file: Path, table: pd.DataFrame) -> _ChexpertFile:
     first = str(table["Path"].iloc[0]) if len(table) else ""
     named = _ChexpertFile(file)
     named.side = "train" if "train/" in first else "valid"
@@ -185,7 +191,7 @@ def _named_after_rows(file: Path, table) -> _ChexpertFile:
     return named
 
 
-def _dataset(reader: str, folder: Path, words: dict[str, str]):
+def _dataset(reader: str, folder: Path, words: dict[str, str]) -> Any:
     """One of torchxrayvision's datasets, of all views and images."""
     try:
         from torchxrayvision import datasets  # imports torch and pandas: slow, and no other source needs it
@@ -207,7 +213,7 @@ def _dataset(reader: str, folder: Path, words: dict[str, str]):
         np.random.set_state(state)
 
 
-def _file_order(images, path: Path) -> np.ndarray:
+def _file_order(images: pd.Series, path: Path) -> np.ndarray:
     """Places of PC_Dataset's rows, which it sorted by name, such that they are as in the label file again."""
     place = {image: number for number, image in enumerate(read_table(path, ("ImageID",))["ImageID"].tolist())}
     return np.argsort([place[image] for image in images.tolist()], kind="stable")
