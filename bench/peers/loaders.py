@@ -140,9 +140,8 @@ def from_memory(material: Material) -> Iterator:
     ready = [request(pack, material.transform, part.ids, part.draws) for part in steps]
     endless = (one for _ in iter(int, 1) for one in ready)
     how: dict[str, Any] = {"device": torch.device("cpu"), "threads": material.threads, "prefetch": AHEAD}
-    with closing(
-        DaliPipeline(cast(Pack, _Memory(pack)), material.transform, endless, material.batch, **how)
-    ) as pipeline:
+    memory = cast(Pack, _Memory(pack))
+    with closing(DaliPipeline(memory, material.transform, endless, material.batch, **how)) as pipeline:
         while True:
             yield pipeline.next_images()
 

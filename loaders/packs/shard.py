@@ -9,7 +9,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import h5py
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from loaders.errors import UserError
 from loaders.packs import superset
 from loaders.packs.hdf5 import FORMAT, VERSION, Hdf5Blob, index_checksum
+from loaders.packs.keys import Keys
 
 _ARRAYS = ("images/bytes", "images/offsets", "images/sizes", "images/crc32", "labels", "keys")
 
@@ -148,29 +149,6 @@ def _unreadable(path: Path, error: OSError) -> str:
     if "truncated" in str(error):
         return f"{path} is truncated ({path.stat().st_size:,} bytes); copy or pack it again"
     return f"{path} is not a pack: HDF5 cannot open it ({error}); make one with: python -m loaders.pack SOURCE DEST.h5"
-
-
-class Keys(Sequence):
-    """The names of the records, decoded when asked for: a pack may hold millions."""
-
-    def __init__(self, arrays: Sequence[np.ndarray]):
-        self._arrays = list(arrays)
-        self._starts = np.cumsum([0, *map(len, arrays)]).tolist()
-
-    def __len__(self) -> int:
-        return self._starts[-1]
-
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-
-    def __getitem__(self, i: int | slice) -> str | list[str]:
-        if isinstance(i, slice):
-            return [self[j] for j in range(*i.indices(len(self)))]
-        i = range(len(self))[i]
-        shard = bisect.bisect_right(self._starts, i) - 1
-        return self._arrays[shard][i - self._starts[shard]].decode()
 
 
 class Pack:
