@@ -1,6 +1,7 @@
 """One way through the code: which part may know of which."""
 
 import ast
+import re
 import subprocess
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -51,12 +52,10 @@ COMMANDS = {"engine", "loaders", "bench", "jobs"}
 MOST_FILES = 14
 
 
-def imports(name, everywhere=True):
-    """Modules that `name` imports: anywhere, or only at import time, where a cycle would matter."""
+def imports(name):
+    """Modules that `name` imports, at its top or inside functions."""
     found = set()
-    tree = ast.parse(MODULES[name].read_text())
-    nodes = ast.walk(tree) if everywhere else tree.body
-    for node in nodes:
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -135,6 +134,21 @@ def test_a_room_says_what_it_is_for_and_holds_about_a_dozen_files():
 @pytest.mark.parametrize("name", MODULES)
 def test_modules_stay_small(name):
     assert len(MODULES[name].read_text().splitlines()) <= 300
+
+
+def test_the_page_of_the_architecture_names_what_is_there():
+    """A path from the root, or one in or beside a folder that the same line names before it."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    named = set()
+    for line in page.splitlines():
+        folders = [ROOT]
+        for path in re.findall(r"`([\w./]+(?:/|\.(?:py|yaml|cpp|h|txt|md)))`", line):
+            place = next((folder / path for folder in folders if (folder / path).exists()), None)
+            assert place, f"{path}, in: {line}"
+            if place.is_dir():
+                folders += [place, place.parent]
+                named.add(".".join(place.relative_to(ROOT).parts))
+    assert named >= set(ROOMS)
 
 
 def test_the_top_level_is_what_was_agreed():

@@ -56,6 +56,7 @@ def test_a_rooms_names_are_there_and_importing_it_imports_nothing_slow(room):
     assert not imported(code) & SLOW
     stub = ast.parse((room / "__init__.pyi").read_text())
     module = importlib.import_module(name)
+    assert all(node.level == 1 for node in stub.body), "a room gives away what is its own"
     promised = {alias.name: node.module for node in stub.body for alias in node.names}
     assert promised
     assert set(module.__all__) == set(promised)
