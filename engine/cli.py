@@ -18,7 +18,7 @@ import yaml
 from engine.comm.choose import connect
 from engine.comm.communicator import Communicator, SharedError, Stopped
 from engine.comm.launch import detect_launch
-from engine.config.loading import explain, load, recipes, to_yaml, variants
+from engine.config.loading import explain, load, named_variants, recipes, to_yaml, variants
 from engine.config.schema import FinetuneConfig, PretrainConfig
 from loaders.errors import UserError
 
@@ -34,7 +34,7 @@ def parser(program: str, schema: type, about: str) -> argparse.ArgumentParser:
         description=about,
         epilog="keys, with their defaults:\n" + explain(schema),
     )
-    result.add_argument("recipe", nargs="?", help="a recipe's name (see --list) or a YAML file")
+    result.add_argument("recipe", nargs="?", help="a recipe's name (see --list), perhaps with @VARIANT, or a YAML file")
     result.add_argument("settings", nargs="*", metavar="key=value", help="changes to the recipe")
     result.add_argument("--list", action="store_true", help="list the recipes that come with the engine, and exit")
     result.add_argument("--print-config", action="store_true", help="print the resolved configuration, and exit")
@@ -75,10 +75,12 @@ def _to_its_reader() -> Iterator[None]:
 
 @_to_its_reader()
 def list_recipes(kind: str) -> None:
-    """Print name and purpose of each recipe."""
+    """Print name, purpose and variants of each recipe."""
     for name, path in recipes(kind).items():
         about = str(yaml.safe_load(path.read_text()).get("about", "")).strip()
         print(f"{name}\n{textwrap.indent(textwrap.fill(about, 100), '    ')}")
+        if known := named_variants(path):
+            print(f"    also {', '.join(f'{name}@{variant}' for variant in known)}")
 
 
 def print_config(schema: type[Settings], recipe: str, overrides: list[str], kind: str) -> None:

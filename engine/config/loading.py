@@ -19,9 +19,10 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from engine.config.schema import FinetuneConfig, PretrainConfig
-from loaders.errors import UserError
+from loaders.errors import UserError, unknown
 
 Config = TypeVar("Config", PretrainConfig, FinetuneConfig)
+_VARIANTS = "variants"  # key of a recipe: name → settings
 
 
 def recipes(kind: str) -> dict[str, Path]:
@@ -30,10 +31,18 @@ def recipes(kind: str) -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml")) if not path.stem.startswith("_")}
 
 
+def named_variants(path: Path) -> list[str]:
+    """What may follow a recipe's name after an @: its own named departures, and those of what it extends."""
+    return [str(name) for name in _with_base(path).get(_VARIANTS) or ()]
+
+
 def load(schema: type[Config], recipe: str, overrides: list[str], kind: str) -> Config:
     """The configuration of `recipe` (a name from `recipes(kind)` or a YAML file) with `key=value` overrides.
 
-    Raises UserError for an unknown recipe or key (naming the nearest), a value of the wrong type, a missing value.
+    `RECIPE@VARIANT` is the recipe with the settings that stand under `variants: VARIANT:` in it, or in what it extends;
+    its name gets `_VARIANT`.
+
+    Raises UserError for an unknown recipe, variant or key (naming the nearest), a wrong type, a missing value.
     """
     from_file = _read(recipe, kind)
     from_line: Any = OmegaConf.create({})
@@ -117,14 +126,29 @@ def _comments(schema: type) -> dict[str, str]:
 
 def _read(recipe: str, kind: str) -> DictConfig:
     known = recipes(kind)
-    path = known.get(recipe) or Path(recipe)
+    path, variant = known.get(recipe) or Path(recipe), None
+    if not path.is_file() and "@" in recipe:
+        plain, _, variant = recipe.rpartition("@")
+        path = known.get(plain) or Path(plain)
     if not path.is_file():
         near = difflib.get_close_matches(recipe, known, n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(
             f"recipe {recipe!r}: neither a file nor one of {', '.join(known)}{hint} (--list describes them)"
         )
-    return _with_base(path)
+    content = _with_base(path)
+    choices = content.pop(_VARIANTS, None)
+    return content if variant is None else _varied(content, choices, variant, path)
+
+
+def _varied(content: DictConfig, choices: Any, variant: str, path: Path) -> DictConfig:
+    """The content of a recipe, and over it that of one of its variants, whose name the run gets too."""
+    if not isinstance(choices, DictConfig) or not choices:
+        raise UserError(f"{path.stem} has no variants; give its name without @{variant}")
+    if not isinstance(chosen := choices.get(variant), DictConfig):
+        raise unknown(f"variant of {path.stem}", variant, tuple(str(name) for name in choices))
+    named = OmegaConf.create({"name": f"{content.get('name', path.stem)}_{variant}"})
+    return cast(DictConfig, OmegaConf.merge(content, named, chosen))
 
 
 def _with_base(path: Path) -> DictConfig:

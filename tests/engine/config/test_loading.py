@@ -4,8 +4,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from engine import finetune, pretrain
-from engine.config.loading import explain, load, recipes, to_yaml, variants
+from engine.config.loading import explain, load, named_variants, recipes, to_yaml, variants
 from engine.config.schema import FinetuneConfig, PretrainConfig
+from engine.training.timetable import timetable
 from loaders.errors import UserError
 
 PACKS = ["data.train=train.h5", "data.val=val.h5"]
@@ -33,7 +34,10 @@ def test_published_runs_follow_the_protocol(name):
     assert (optim.momentum, optim.nesterov, optim.weight_decay) == (0.9, True, 1e-4)
     assert (optim.clipping, optim.eps, optim.base_batch) == (0.01, 1e-3, 256)
     assert optim.base_lr == (0.03 if natural1k else 0.01)
-    assert config.train.global_batch == 4096
+    natural = natural1k or natural21k
+    assert config.train.global_batch == (4096 if natural else 64 * 16)
+    times = timetable(config.schedule, optim, 224_316, config.train.global_batch)
+    assert times.peak == pytest.approx(0.48 if natural1k else 0.16 if natural21k else 0.04)
     assert config.schedule.epochs == (120 if name == "imagenet1k_cosine_r50x1" else 90)
     assert config.schedule.warmup_epochs == (2 if natural21k else 15)
     if "cosine" in name:
@@ -44,6 +48,42 @@ def test_published_runs_follow_the_protocol(name):
         assert config.schedule.milestones == [30, 60, 80]
     if not name.startswith("imagenet"):
         assert (config.data.augment, config.data.rotation, config.data.translation) == ("xray", 45, 0.15)
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if not name.startswith("imagenet")])
+def test_the_batch_of_the_papers_text_is_a_variant_of_each_x_ray_recipe(name):
+    plain, variant = recipe(name), recipe(f"{name}@batch4096")
+    assert variant.name == f"{name}_batch4096" and variant.folder == f"runs/{name}_batch4096"
+    assert (variant.train.global_batch, variant.train.accumulate) == (4096, 4)  # 16 at a time on 64 GPUs, as without
+    assert (plain.train.global_batch, plain.train.accumulate) == (1024, 1)
+    assert timetable(variant.schedule, variant.optim, 10**6, 4096).peak == pytest.approx(0.16)
+    assert (variant.model, variant.data, variant.optim, variant.schedule) == (
+        plain.model, plain.data, plain.optim, plain.schedule)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("nih_r50x1@batch409", "did you mean 'batch4096'"), ("nih_r50x1@", "there are: batch4096"),
+     ("demo@batch4096", "demo has no variants"), ("nih_r50x@batch4096", "did you mean nih_r50x1")],
+)  # fmt: skip
+def test_an_unknown_variant_names_those_there_are(name, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        recipe(name)
+
+
+def test_a_file_has_variants_of_its_own_and_of_what_it_extends(tmp_path):
+    base = "name: base\ntrain: {seed: 1}\nvariants: {big: {train: {global_batch: 64}}, odd: 1}\n"
+    (tmp_path / "base.yaml").write_text(base)
+    mine = tmp_path / "mine@home.yaml"
+    mine.write_text("extends: base\nname: mine\nvariants: {small: {name: tiny, train: {global_batch: 8}}}\n")
+    assert recipe(str(mine)).name == "mine"
+    assert named_variants(mine) == ["big", "odd", "small"]
+    big, small = recipe(f"{mine}@big"), recipe(f"{mine}@small", "train.seed=2")
+    assert (big.name, big.train.global_batch, big.train.seed) == ("mine_big", 64, 1)
+    assert (small.name, small.train.global_batch, small.train.seed) == ("tiny", 8, 2)
+    for wrong in ("odd", "huge"):
+        with pytest.raises(UserError, match="there are: big, odd, small"):
+            recipe(f"{mine}@{wrong}")
 
 
 def test_every_published_run_of_the_protocol_has_a_recipe():
