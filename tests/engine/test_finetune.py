@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from bench.paper.names import read_layout
 from engine import finetune, pretrain
 from engine.comm.communicator import Communicator
 from engine.comm.launch import Launch
@@ -166,6 +167,19 @@ def test_targets_of_the_protocol(recipe, augment, metric, oversample):
     small, test = transfer.transforms(config, hyperrule.rule(50_000, 32, 32), {})
     assert (test.size, small.before_crop) == ((224, 224) if augment == "xray" else (128, 160))
     assert small.flip
+
+
+def test_flowers_has_its_official_split_and_its_higher_rate_as_variants():
+    def variant(name):
+        return load(finetune.FinetuneConfig, f"flowers102{name}", ["from=x", "data.train=a", "data.test=b"], "finetune")
+
+    plain, official, high = variant(""), variant("@official"), variant("@high_lr")
+    assert (plain.lr, official.lr, high.lr) == (0.001, 0.001, 0.01)
+    assert [one.data.oversample for one in (plain, official, high)] == [True, False, True]
+    # Results of another split or rate must not be taken for those of the recipe, in the file or in its tables.
+    known = read_layout()
+    names = [one.data.name for one in (plain, official, high)]
+    assert [known.target(name).name == "flowers102" for name in names] == [True, False, False]
 
 
 def test_a_tuned_network_is_kept_where_a_folder_is_given(digits, pretrained, tmp_path):

@@ -104,7 +104,8 @@ def test_flowers_as_torchvision_reads_it(tmp_path, monkeypatch):
     savemat(root / "imagelabels.mat", {"labels": np.resize(np.arange(1, 9), 30)[None].astype(np.uint8)})
     savemat(root / "setid.mat", {"trnid": order[None, :8], "valid": order[None, 8:16], "tstid": order[None, 16:]})
     monkeypatch.setattr(datasets.Flowers102, "_check_integrity", lambda self: True)  # it knows the real files' sums
-    for part, parts in {"train": ["train"], "trainval": ["train", "val"], "test": ["test"]}.items():
+    for part, parts in {"train": ["train"], "trainval": ["train", "val"], "test": ["test"],
+                        "published-train": ["test"], "published-test": ["train", "val"]}.items():  # fmt: skip
         theirs = [datasets.Flowers102(tmp_path, split=split) for split in parts]
         expected = {f"jpg/{p.name}": label for d in theirs for p, label in zip(d._image_files, d._labels, strict=True)}
         _, opened = packed(root, tmp_path, "--under", part)
