@@ -292,7 +292,7 @@ def test_the_sweep_of_the_papers_tables_has_every_cell():
 
 
 def test_the_sweep_of_the_papers_tables_is_one_for_the_program(tmp_path, digits, monkeypatch):
-    for name in ("cifar10", "tuberculosis", "nih"):
+    for name in ("cifar10", "tuberculosis", "nih-published"):
         for part in ("train", "test"):
             shutil.copy(digits / f"high-{part}.h5", tmp_path / f"{name}-{part}.h5")
     content = yaml.safe_load((ROOT / "jobs" / "tables.yaml").read_text())
