@@ -1,7 +1,8 @@
+import pytest
 import torch
 from torch.nn import functional as F
 
-from engine.network.memory import saved_bytes
+from engine.network.memory import saved_bytes, saved_bytes_per_image
 
 
 def storages(*tensors):
@@ -27,3 +28,10 @@ def test_nothing_is_kept_where_no_gradient_is_wanted():
     x = torch.empty(1000, device="meta", requires_grad=True)
     with torch.no_grad():
         assert saved_bytes(lambda: x.sin().exp()) == 0
+
+
+@pytest.mark.parametrize(("name", "budget"), [("R50x1", 93), ("R152x4", 805)])
+def test_networks_keep_within_their_budget(name, budget):
+    """MiB an image at 224 px in bf16: the norms' float32 copies are most of it."""
+    assert saved_bytes_per_image(name, 224, torch.bfloat16) <= budget * 2**20
+    assert not torch.is_autocast_enabled("cuda")
