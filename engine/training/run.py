@@ -12,6 +12,7 @@ import torch
 from engine.comm.communicator import Communicator
 from engine.comm.device import refuse_shared_gpus
 from engine.network import bit, weights
+from engine.network.memory import saved_bytes_per_image
 from engine.training import assemble, checkpoint, hooks, metrics
 from engine.training.timetable import Timetable
 from engine.training.trainer import Hook, Mix, Trainer, unmixed
@@ -81,6 +82,7 @@ def rehearse(run: Run, comm: Communicator) -> None:
     run.parts.broadcast(comm)
     if comm.leads:
         _introduce(run, comm)
+        print(_counted_memory(run, comm), flush=True)
     for _ in range(2):
         micro_batches = next(trainer.batches)
         trainer.train_step(micro_batches)
@@ -148,6 +150,19 @@ def _keep_surroundings(run: Run, folder: Path, comm: Communicator) -> None:
     (folder / "config.yaml").write_text(run.config)
     surroundings = metrics.environment(comm, run.parts.precision.device)
     (folder / "environment.json").write_text(json.dumps(surroundings, indent=1) + "\n")
+
+
+def _counted_memory(run: Run, comm: Communicator) -> str:
+    """What the forward pass of a micro-batch will keep, for people: counted on fake tensors, before any is made."""
+    plan = run.parts.feed.plan
+    images = plan.global_batch // comm.size // plan.accumulate
+    size = run.parts.feed.test_transform.size
+    fixed = 12 * run.parts.flat.values.numel()  # float32: parameter, gradient, momentum
+    each = saved_bytes_per_image(run.parts.network, size, run.parts.precision.compute_dtype)
+    return (
+        f"counted: {each / 2**20:,.1f} MiB an image kept for the backward pass, {images * each / 2**30:,.2f} GiB for a "
+        f"micro-batch of {images}; parameters, gradients and momentum {fixed / 2**30:,.2f} GiB"
+    )
 
 
 def _memory_use(device: torch.device) -> str:

@@ -113,6 +113,7 @@ def test_a_dry_run_shows_the_schedule_and_writes_nothing(digits, tmp_path, capsy
     pretrain_main(["demo", "--dry-run", *settings(digits, tmp_path / "run")], 0)
     out = capsys.readouterr().out
     assert "(64, 3, 8, 8)" in out
+    assert "MiB an image kept for the backward pass" in out
     assert "peak memory" in out
     assert "GFLOP" in out
     rates = [float(rate) for rate in re.findall(r"learning rate (\S+)", out)]
