@@ -16,8 +16,7 @@ if [[ ${1:-} == bundle ]]; then
     : "${2:?bench/gpu_suite.sh bundle FOLDER}"
     # Pure Python, or small: what the engine imports beside torch and its like.
     exec "$PYTHON" -m pip install --quiet --target "$2" --no-deps \
-        omegaconf pyyaml lazy_loader packaging safetensors tqdm \
-        scikit-learn scipy joblib threadpoolctl
+        omegaconf pyyaml lazy_loader packaging safetensors tqdm
 fi
 
 OUT=${1:-runs/gpu-suite}
@@ -58,11 +57,11 @@ KERNEL_TESTS=(tests/test_gpu.py tests/engine/optim/test_ops.py tests/engine/opti
 step parity 90 "$PYTHON" -m pytest -q -m gpu "${KERNEL_TESTS[@]}"
 
 step kernel-R50x1 30 "$PYTHON" -m bench.kernel --model R50x1 --device cuda --repeats 50 --json "$OUT/kernel_R50x1.json"
-if "$PYTHON" -c 'import omegaconf, sklearn, lazy_loader' 2>/dev/null; then
+if "$PYTHON" -c 'import omegaconf, lazy_loader, safetensors' 2>/dev/null; then
     step train-R50x1 60 "$PYTHON" -m bench.train_step --model R50x1 --batch 128 --device cuda --json "$OUT/train_R50x1.json"
     step train-R152x4 60 "$PYTHON" -m bench.train_step --model R152x4 --batch 16 --device cuda --json "$OUT/train_R152x4.json"
 else
-    absent "omegaconf, scikit-learn or lazy_loader: the training step was not measured; bench/gpu_suite.sh bundle FOLDER"
+    absent "omegaconf, lazy_loader or safetensors: the training step was not measured; bench/gpu_suite.sh bundle FOLDER"
 fi
 step kernel-R152x4 60 "$PYTHON" -m bench.kernel --model R152x4 --device cuda --repeats 20 --json "$OUT/kernel_R152x4.json"
 
