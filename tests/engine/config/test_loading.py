@@ -32,14 +32,15 @@ def test_published_runs_follow_the_protocol(name):
     assert config.model.name == ("R152x4" if name.endswith("r152x4") else "R50x1")
     optim = config.optim
     assert (optim.momentum, optim.nesterov, optim.weight_decay) == (0.9, True, 1e-4)
-    assert (optim.clipping, optim.eps, optim.base_batch) == (0.01, 1e-3, 256)
-    assert optim.base_lr == (0.03 if natural1k else 0.01)
+    sgd = name == "imagenet1k_sgd_r50x1"  # its configuration: plain SGD at 0.1
+    assert (optim.clipping, optim.eps, optim.base_batch) == (None if sgd else 0.01, 1e-3, 256)
+    assert optim.base_lr == (0.1 if sgd else 0.03 if natural1k else 0.01)
     natural = natural1k or natural21k
     assert config.train.global_batch == (4096 if natural else 64 * 16)
     times = timetable(config.schedule, optim, 224_316, config.train.global_batch)
-    assert times.peak == pytest.approx(0.48 if natural1k else 0.16 if natural21k else 0.04)
+    assert times.peak == pytest.approx(1.6 if sgd else 0.48 if natural1k else 0.16 if natural21k else 0.04)
     assert config.schedule.epochs == (120 if name == "imagenet1k_cosine_r50x1" else 90)
-    assert config.schedule.warmup_epochs == (2 if natural21k else 15)
+    assert config.schedule.warmup_epochs == (5 if sgd else 2 if natural21k else 15)
     if "cosine" in name:
         assert config.schedule.kind == "cosine"
         assert config.data.randaugment == [2, 9]
@@ -63,7 +64,7 @@ def test_the_batch_of_the_papers_text_is_a_variant_of_each_x_ray_recipe(name):
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("nih_r50x1@batch409", "did you mean 'batch4096'"), ("nih_r50x1@", "there are: batch4096"),
+    [("nih_r50x1@batch409", "did you mean 'batch4096'"), ("nih_r50x1@", "there are: batch4096, published"),
      ("demo@batch4096", "demo has no variants"), ("nih_r50x@batch4096", "did you mean nih_r50x1")],
 )  # fmt: skip
 def test_an_unknown_variant_names_those_there_are(name, said):
@@ -91,7 +92,8 @@ def test_every_published_run_of_the_protocol_has_a_recipe():
                "chexpert_mimic", "chexpert_mimic_nih", "chexpert_mimic_nih_padchest",
                "chexpert_padchest", "chexpert_nih_padchest", "mimic_padchest", "mimic_nih_padchest",
                "chexpert_mimic_padchest"]  # fmt: skip
-    assert set(PUBLISHED) == {f"{source}_{network}" for source in sources for network in ("r50x1", "r152x4")}
+    runs = {f"{source}_{network}" for source in sources for network in ("r50x1", "r152x4")}
+    assert set(PUBLISHED) == runs | {"imagenet1k_sgd_r50x1"}
 
 
 @pytest.mark.parametrize(
