@@ -5,6 +5,10 @@
                                   about.json            network, classes, step, images seen
 
 A checkpoint is written to a temporary folder, synced, and renamed: a folder with the right name is whole.
+
+    RUN/checkpoints/diverged-00001000/    the same of weights that are no numbers any more, and diagnosis.json
+
+is for people: nothing goes on from it.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +30,7 @@ from torch import nn
 from engine.network.weights import FOLDER_FILE
 from loaders.errors import UserError
 
-WEIGHTS, STATE, ABOUT = FOLDER_FILE, "state.pt", "about.json"
+WEIGHTS, STATE, ABOUT, DIAGNOSIS = FOLDER_FILE, "state.pt", "about.json", "diagnosis.json"
 
 
 @dataclass(frozen=True)
@@ -51,23 +55,52 @@ def save(
     An OSError (disk full, quota) leaves the older checkpoints as they were.
     """
     final = folder / f"step-{state['step']:08d}"
-    temporary = folder / f".{final.name}.writing"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, temporary / WEIGHTS)
-    torch.save(dict(state), temporary / STATE)
-    (temporary / ABOUT).write_text(json.dumps(dict(about), indent=1) + "\n")
-    (temporary / WEIGHTS).chmod((temporary / ABOUT).stat().st_mode)  # safetensors lets nobody else read its files
-    for name in (WEIGHTS, STATE, ABOUT):
-        with open(temporary / name, "rb") as file:
-            os.fsync(file.fileno())
+    temporary = _write(final, model, state, {ABOUT: about})
     if final.exists():  # the same step of a run that was resumed from before it
         shutil.rmtree(final)
     temporary.rename(final)
     for old in complete(folder)[:-keep]:
         shutil.rmtree(old)
     return final
+
+
+def set_beside(
+    folder: Path, model: nn.Module, state: Mapping[str, Any], about: Mapping[str, Any], diagnosis: Mapping[str, Any]
+) -> Path:
+    """Write what `save` would not, for people to look at, under a name that no run goes on from; only one is kept.
+
+    diagnosis: what was found, for JSON. OSError as for `save`.
+    """
+    final = folder / f"diverged-{state['step']:08d}"
+    temporary = _write(final, model, state, {ABOUT: about, DIAGNOSIS: diagnosis})
+    for old in folder.glob("diverged-*"):
+        if (old / DIAGNOSIS).is_file():
+            shutil.rmtree(old)
+    temporary.rename(final)
+    return final
+
+
+def _write(final: Path, model: nn.Module, state: Mapping[str, Any], said: Mapping[str, Mapping[str, Any]]) -> Path:
+    """A synced temporary folder beside `final`; `said`: JSON files by name."""
+    temporary = final.with_name(f".{final.name}.writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, temporary / WEIGHTS)
+    torch.save(dict(state), temporary / STATE)
+    for name, values in said.items():
+        (temporary / name).write_text(json.dumps(dict(values), indent=1) + "\n")
+    (temporary / WEIGHTS).chmod((temporary / ABOUT).stat().st_mode)  # safetensors lets nobody else read its files
+    for path in temporary.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    return temporary
+
+
+def finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether all numbers in some tensors of one device are finite. One reduction there, and one wait for it."""
+    extremes = [extreme for tensor in tensors if tensor.numel() for extreme in torch.aminmax(tensor)]  # NaN wins
+    return not extremes or bool(torch.stack(extremes).isfinite().all())
 
 
 def complete(folder: Path) -> list[Path]:

@@ -19,6 +19,11 @@ from engine.training import checkpoint
 from engine.training.metrics import MetricLog, plot_curves
 from engine.training.trainer import Trainer
 
+_ADVICE = (
+    "Lower the learning rate (optim.base_lr; lr in fine-tuning), lengthen the warm-up (schedule.warmup_epochs), "
+    "or train in bf16"
+)
+
 
 class Progress:
     """Says where a run is: a bar on a terminal, a line per logged step elsewhere. Rank 0 only."""
@@ -63,9 +68,16 @@ class Progress:
 class Log:
     """Reads the meter every `every` steps: the only steps that wait for the device."""
 
-    def __init__(self, every: int, progress: Progress, metrics: MetricLog | None, steps_per_epoch: float) -> None:
+    def __init__(
+        self,
+        every: int,
+        progress: Progress,
+        metrics: MetricLog | None,
+        steps_per_epoch: float,
+        checkpoints: SaveCheckpoints | None = None,
+    ) -> None:
         self._every, self._progress, self._metrics = every, progress, metrics
-        self._steps_per_epoch = steps_per_epoch
+        self._steps_per_epoch, self._checkpoints = steps_per_epoch, checkpoints
         self._not_finite = 0
 
     def after_step(self, trainer: Trainer) -> None:
@@ -86,10 +98,9 @@ class Log:
         # With loss scaling a step may overflow and be skipped; twice in a row is another matter.
         self._not_finite = 0 if math.isfinite(loss) else self._not_finite + 1
         if self._not_finite > int(trainer.scaler.is_enabled()):
-            raise SharedError(
-                f"the loss is {loss} at step {trainer.step}; checkpoints before it are kept. Lower the learning rate "
-                "(optim.base_lr; lr in fine-tuning), lengthen the warm-up (schedule.warmup_epochs), or train in bf16"
-            )
+            reason = f"the loss is {loss} at step {trainer.step}"
+            kept = self._checkpoints.diagnose(trainer, reason) if self._checkpoints else "no folder=… keeps checkpoints"
+            raise SharedError(f"{reason}; {kept}. {_ADVICE}")
 
     def finish(self, trainer: Trainer) -> None:
         self._progress.close()
@@ -105,7 +116,9 @@ class Evaluate:
         progress: Progress,
         metrics: MetricLog | None,
         title: str,
+        checkpoints: SaveCheckpoints | None = None,
     ) -> None:
+        self._checkpoints = checkpoints
         self._evaluate, self._every, self._progress = evaluate, every_steps, progress
         self._metrics, self._title = metrics, title
         self.newest: dict[str, float] = {}
@@ -117,7 +130,12 @@ class Evaluate:
     def evaluate(self, trainer: Trainer) -> None:
         """Score the network now."""
         with trainer.meter.paused():
-            self.newest = self._evaluate()
+            try:
+                self.newest = self._evaluate()
+            except SharedError as error:  # the loss is no number: on all ranks
+                if self._checkpoints is None or not trainer.sample_ids:
+                    raise
+                raise SharedError(f"{error}; {self._checkpoints.diagnose(trainer, str(error))}") from error
         self._progress.say(f"step {trainer.step}: {describe(self.newest)}")
         if self._metrics:
             self._metrics.write("val", trainer.step, self.newest)
@@ -128,7 +146,10 @@ class Evaluate:
 
 
 class SaveCheckpoints:
-    """Writes a checkpoint at each multiple of each interval (in steps), and at the end of the run. Rank 0 writes."""
+    """Writes a checkpoint at each multiple of each interval (in steps), and at the end of the run. Rank 0 writes.
+
+    A checkpoint is finite, or it is not written: what is not finite ends the run on all ranks, and is set beside.
+    """
 
     def __init__(self, folder: Path, about: Mapping[str, Any], keep: int, intervals: Sequence[float]) -> None:
         self._folder, self._about, self._keep, self._intervals = folder, dict(about), keep, tuple(intervals)
@@ -139,12 +160,40 @@ class SaveCheckpoints:
             self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
-        """Write a checkpoint now."""
-        if not trainer.comm.leads:
-            return
+        """Write a checkpoint now. All ranks call it."""
         with trainer.meter.paused():
-            about = self._about | {"step": trainer.step, "images": trainer.step * trainer.global_batch}
-            checkpoint.save(self._folder, trainer.model, trainer.state(), about, self._keep)
+            bad = trainer.comm.sum_(torch.tensor([float(not trainer.finite())]), "finite").item()
+            if bad:
+                where = f"on {bad:.0f} of {trainer.comm.size} ranks"
+                reason = f"weights or momentum are not finite at step {trainer.step} {where}"
+                raise SharedError(f"{reason}; {self.diagnose(trainer, reason)}. {_ADVICE}")
+            if trainer.comm.leads:
+                checkpoint.save(self._folder, trainer.model, trainer.state(), self._described(trainer), self._keep)
+
+    def diagnose(self, trainer: Trainer, reason: str) -> str:
+        """Set the state of a run that diverged beside the checkpoints; what is kept, for people. All ranks call it."""
+        ids = trainer.comm.gather(torch.cat(trainer.sample_ids).cpu().numpy(), "diverged").tolist()
+        each = len(ids) // trainer.comm.size
+        found = checkpoint.complete(self._folder)
+        kept = f"{found[-1]} is kept, the newest before it" if found else "there is no checkpoint before it"
+        if not trainer.comm.leads:
+            return kept
+        weights = trainer.model.state_dict().items()
+        diagnosis = {
+            "reason": reason,
+            "not_finite": [name for name, value in weights if not checkpoint.finite([value])],
+            "samples": [ids[rank * each : (rank + 1) * each] for rank in range(trainer.comm.size)],
+        }
+        try:
+            beside = checkpoint.set_beside(
+                self._folder, trainer.model, trainer.state(), self._described(trainer), diagnosis
+            )
+        except OSError as error:
+            return f"{kept}; what it came to could not be set beside ({error})"
+        return f"{kept}; {beside} holds what it came to, with the samples of its last step, and no run goes on from it"
+
+    def _described(self, trainer: Trainer) -> dict[str, Any]:
+        return self._about | {"step": trainer.step, "images": trainer.step * trainer.global_batch}
 
     def finish(self, trainer: Trainer) -> None:
         """Nothing left to do: the last step was saved."""

@@ -55,8 +55,11 @@ def train(run: Run, comm: Communicator, *, quiet: bool = False) -> dict[str, flo
     step = 0 if newest is None else newest.state["step"]
     progress = hooks.Progress(step, run.times.total_steps, run.global_batch, speaks)
     log = metrics.MetricLog(run.folder) if run.folder and comm.leads else None
-    scores = hooks.Evaluate(lambda: run.parts.evaluate(comm), run.eval_every, progress, log, run.title)
-    trainer = _trainer(run, comm, step, _hooks(run, progress, log, scores))
+    saving = None
+    if run.folder:
+        saving = hooks.SaveCheckpoints(run.folder / "checkpoints", run.parts.about, run.keep, run.save_every)
+    scores = hooks.Evaluate(lambda: run.parts.evaluate(comm), run.eval_every, progress, log, run.title, saving)
+    trainer = _trainer(run, comm, step, _hooks(run, progress, log, scores, saving))
     with comm.together():
         if newest is not None:
             weights.apply(run.parts.model, newest.weights, new_head=False)
@@ -116,14 +119,18 @@ def _trainer(run: Run, comm: Communicator, first_step: int, after_steps: list[Ho
     )
 
 
-def _hooks(run: Run, progress: hooks.Progress, log: metrics.MetricLog | None, scores: hooks.Evaluate) -> list[Hook]:
+def _hooks(
+    run: Run,
+    progress: hooks.Progress,
+    log: metrics.MetricLog | None,
+    scores: hooks.Evaluate,
+    saving: hooks.SaveCheckpoints | None,
+) -> list[Hook]:
     """In the order in which they act: a checkpoint is written after what is said of its step."""
-    found: list[Hook] = [hooks.Log(run.log_every, progress, log, run.times.steps_per_epoch)]
+    found: list[Hook] = [hooks.Log(run.log_every, progress, log, run.times.steps_per_epoch, saving)]
     if run.parts.feed.test is not None:
         found.append(scores)
-    saving = None
-    if run.folder:
-        saving = hooks.SaveCheckpoints(run.folder / "checkpoints", run.parts.about, run.keep, run.save_every)
+    if saving:
         found.append(saving)
     return [*found, hooks.StopOnSignal(saving)]
 

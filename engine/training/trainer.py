@@ -13,6 +13,7 @@ from torch import nn
 from engine.comm.communicator import Communicator
 from engine.optim.agc_sgd import AgcSgd
 from engine.optim.flat import FlatParameters, GradientSum
+from engine.training import checkpoint
 from engine.training.objective import Objective
 from engine.training.precision import Precision
 from loaders.pipelines.batches import Batch
@@ -68,6 +69,7 @@ class Trainer:
         self.gradients = GradientSum(flat, comm, slice_bytes)
         self.scaler = precision.scaler()
         self.meter = Meter(flat.values.device)
+        self.sample_ids: list[torch.Tensor] = []  # of this rank's micro-batches in the newest step
 
     def fit(self) -> None:
         """Train to the last step, then let the hooks finish."""
@@ -84,6 +86,7 @@ class Trainer:
     def train_step(self, micro_batches: Sequence[Batch]) -> None:
         """One step on this rank's share of a global batch. Nothing in it waits for the device."""
         self._set_learning_rate()
+        self.sample_ids = [batch.ids for batch in micro_batches]
         self.flat.zero_grads()
         for index, batch in enumerate(micro_batches):
             loss = self._forward(batch)
@@ -118,6 +121,11 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """What a resumed run needs besides the weights: tensors, numbers, and containers of them."""
         return {"step": self.step, "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def finite(self) -> bool:
+        """Whether weights and momentum, on this rank, are numbers. Waits for the device."""
+        momentum = (state.get("momentum_buffer") for state in self.optimizer.state.values())
+        return checkpoint.finite([self.flat.values, *(buffer for buffer in momentum if buffer is not None)])
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from the `state()` of another run, of any number of ranks."""

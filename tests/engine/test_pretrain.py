@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from engine import pretrain
-from engine.comm.communicator import Communicator, Stopped
+from engine.comm.communicator import Communicator, SharedError, Stopped
 from engine.comm.launch import Launch
 from engine.config.loading import load
 from engine.config.schema import PretrainConfig
 from engine.network import bit
 from engine.network.weights import load as load_weights
-from engine.training import checkpoint
+from engine.training import checkpoint, hooks
 from engine.training.trainer import Trainer
 
 STEPS = ["schedule.epochs=null", "schedule.steps=12", "schedule.warmup_steps=2", "train.log_every=1"]
@@ -208,3 +208,56 @@ def test_a_signal_ends_a_run_with_a_checkpoint(digits, tmp_path, monkeypatch):
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
     expected = newest(tmp_path / "whole")
     assert all(torch.equal(value, expected[name]) for name, value in newest(tmp_path / "stopped").items())
+
+
+def poison(trainer, place, value):
+    """Put one number that is none into the weights or the momentum."""
+    buffer = next(iter(trainer.optimizer.state.values()))["momentum_buffer"]
+    (trainer.flat.values if place == "weights" else buffer)[(0,) * (1 if place == "weights" else buffer.ndim)] = value
+
+
+@pytest.mark.parametrize(("place", "value"), [("weights", float("nan")), ("weights", float("-inf")),
+                                              ("momentum", float("nan")), ("momentum", float("inf"))])  # fmt: skip
+def test_a_checkpoint_is_finite_or_is_not_written(digits, tmp_path, monkeypatch, place, value):
+    """The good ones stay, and the run goes on from them; what it came to lies beside, with the samples of the step."""
+    more = ["schedule.steps=14", "train.checkpoint_every=4", "train.log_every=100", "train.eval_every=100"]
+    step, seen = Trainer.train_step, []
+
+    def diverges(self, micro_batches):
+        step(self, micro_batches)
+        seen[:] = [batch.ids.tolist() for batch in micro_batches]
+        if self.step == 12:
+            poison(self, place, value)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "train_step", diverges)
+        with pytest.raises(SharedError, match=r"not finite at step 12 .*step-00000010 is kept.*diverged-00000012"):
+            run(digits, tmp_path / "run", *more)
+    folder = tmp_path / "run" / "checkpoints"
+    assert [path.name for path in checkpoint.complete(folder)] == ["step-00000008", "step-00000010"]
+    diagnosis = json.loads((folder / "diverged-00000012" / "diagnosis.json").read_text())
+    assert diagnosis["samples"] == [sum(seen, [])]
+    assert len(diagnosis["not_finite"]) == (place == "weights")
+    run(digits, tmp_path / "run", *more)
+    run(digits, tmp_path / "whole", *more)
+    expected = newest(tmp_path / "whole")
+    assert all(torch.equal(weight, expected[name]) for name, weight in newest(tmp_path / "run").items())
+
+
+@pytest.mark.parametrize(("saved", "noticed_by"), [(True, "log"), (False, "log"), (True, "evaluation")])
+def test_a_loss_that_is_no_number_names_the_checkpoint_that_is_kept(digits, tmp_path, monkeypatch, saved, noticed_by):
+    step = Trainer.train_step
+
+    def diverges(self, micro_batches):
+        if self.step == 6:
+            poison(self, "weights", float("nan"))
+        step(self, micro_batches)
+
+    monkeypatch.setattr(Trainer, "train_step", diverges)
+    if noticed_by == "evaluation":
+        monkeypatch.setattr(hooks.Log, "after_step", lambda *_: None)
+    what = {"log": "the loss is nan at step 7", "evaluation": "the loss on the test set is nan"}[noticed_by]
+    kept = "step-00000004 is kept" if saved else "there is no checkpoint before it"
+    with pytest.raises(SharedError, match=f"{what}.*{kept}.*diverged-00000007"):
+        run(digits, tmp_path / "run", "train.eval_every=0.7", *(["train.checkpoint_every=4"] if saved else []))
+    assert len(checkpoint.complete(tmp_path / "run" / "checkpoints")) == saved
