@@ -2,13 +2,13 @@
 
 import glob
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from loaders.errors import UserError, shorten
-from loaders.sources.listing import Listing, Reader, Table, TableBuilder
+from loaders.sources.listing import Table
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2"))
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -31,57 +31,6 @@ def is_image_name(name: str) -> bool:
     """Whether a path looks like an image by its extension; hidden files never do."""
     path = PurePosixPath(name)
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
-
-
-def classes_from_folders(
-    files: Iterable[tuple[str, str, int, int]],
-    reader: Callable[[str, str, int, int], Reader],
-    source: str,
-    under: str | None,
-) -> Listing:
-    """Label files by the folder they lie in. `files`: path within the source ("a/b/cat/1.jpg"), place, offset, size.
-
-    `reader(place, key, offset, size)` makes the reader. `under` keeps one sub-tree. The key is CLASS/FILE, so the same
-    images give the same pack, as a folder or a tar.
-    """
-    builder, ignored = TableBuilder(reader), []
-    number: dict[str, int] = {}  # of each class, in the order in which they are met
-    trees: dict[str, set[str]] = {}  # where the folders of each class lie
-    elsewhere: set[str] = set()  # trees with images that --under leaves out
-    loose: list[str] = []
-    for name, place, offset, size in files:
-        folder, _, file = name.rpartition("/")
-        tree, _, label = folder.rpartition("/")
-        if not is_image_name(name):
-            if not under or _is_under(name, under):
-                ignored.append(name)
-            continue
-        if under and not _is_under(name, under):
-            elsewhere.add(tree)
-            continue
-        if not folder:
-            loose.append(name)
-            continue
-        trees.setdefault(label, set()).add(tree or ".")
-        builder.add(f"{label}/{file}", number.setdefault(label, len(number)), place, offset, size)
-    if loose:
-        raise UserError(
-            f"{source}: {len(loose):,} images are in no class folder, such as {loose[0]};"
-            " expected CLASS/IMAGE.jpg, one folder per class"
-        )
-    if under and not len(builder):
-        found = shorten(sorted(elsewhere - {""})) or "no folder"
-        raise UserError(f"{source} has no images under {under!r}; its images are under {found}")
-    if not len(builder):
-        found = f"only {len(ignored):,} other files, such as {ignored[0]}" if ignored else "it is empty"
-        raise UserError(f"{source} holds no images ({found}); expected CLASS/IMAGE.jpg, one folder per class")
-    for name, parents in trees.items():
-        if len(parents) > 1:
-            raise UserError(
-                f"{source}: the class {name!r} is found under {shorten(sorted(parents))};"
-                " choose one with --under, and pack each by itself"
-            )
-    return Listing(*with_classes(builder.table(), list(number), source), tuple(ignored))
 
 
 def with_classes(table: Table, labels: Sequence[int | str], source: str) -> tuple[Table, tuple[str, ...]]:
@@ -108,7 +57,3 @@ def check_class_numbers(numbers: Iterable[int], source: str) -> None:
     wrong = [number for number in numbers if not 0 <= number < _MOST_CLASSES]
     if wrong:
         raise UserError(f"{source}: {wrong[0]} is no class number; 0 to {_MOST_CLASSES - 1:,} are possible")
-
-
-def _is_under(name: str, tree: str) -> bool:
-    return PurePosixPath(name).is_relative_to(PurePosixPath(tree))

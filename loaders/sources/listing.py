@@ -1,11 +1,13 @@
 """What a source holds, in columns: some tens of bytes per sample besides its name, so that millions fit."""
 
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, overload
 
 import numpy as np
+
+from loaders.errors import shorten
 
 if TYPE_CHECKING:
     import hashlib
@@ -145,6 +147,11 @@ class Table(Sequence[Item]):
             None if self._readers is None else self._readers[chosen],
         )
 
+    def renamed(self, before: str, cut: int) -> "Table":
+        """The same rows, their keys without the first `cut` bytes and with `before` in front."""
+        keys = _text([before.encode() + key[cut:] for key in self.keys.tolist()])
+        return Table(keys, self.labels, self.groups, self._where, self._places, self._reader, self._readers)
+
     def fingerprint(self, digest: "hashlib._Hash") -> None:
         """Feed what identifies the samples to a hash: names, labels, groups, places."""
         for column in (self.keys, self.labels, self.groups, *self._where):
@@ -164,6 +171,10 @@ class TableBuilder:
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    def __iter__(self) -> Iterator[str]:
+        """Keys of the samples so far, in the order in which they came."""
+        return (key.decode() for key in self._keys)
 
     def add(
         self,
@@ -221,7 +232,27 @@ class Listing:
         ignored = [
             f"ignored {len(self.ignored):,} files that are not images, such as {name}" for name in self.ignored[:1]
         ]
-        return [*ignored, *self.notes]
+        return [*ignored, *self.notes, *self._census()]
+
+    def _census(self) -> list[str]:
+        """How many classes there are, of how many images; and what of them is hardly meant."""
+        labels, names = self.table.labels, self.class_names
+        if labels.ndim > 1 or not len(labels):
+            return []
+        counts = np.bincount(labels, minlength=len(names))
+        small, large = int(counts.argmin()), int(counts.argmax())
+        if len(names) == 1:
+            return [f"1 class: {names[0]}, {counts[0]:,} images", f"warning: all images are in one class, {names[0]}"]
+        said = [
+            f"{len(names):,} classes: the smallest, {names[small]}, has {counts[small]:,} images,"
+            f" the largest, {names[large]}, {counts[large]:,}"
+        ]
+        if counts[large] == len(labels):
+            said.append(f"warning: all images are in one class, {names[large]}")
+        elif counts[small] < 2:
+            few = [name for name, count in zip(names, counts.tolist(), strict=True) if count < 2]
+            said.append(f"warning: {len(few):,} classes have fewer than 2 images: {shorten(few)}")
+        return said
 
     @property
     def table(self) -> Table:

@@ -1,32 +1,35 @@
 """A folder of images with one sub-folder per class."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from loaders.errors import UserError
-from loaders.sources.classes import classes_from_folders
+from loaders.sources.folders import SETTINGS, classes_from_folders
 from loaders.sources.listing import Listing, file_in_folder
 
 KIND = "folder"
 HELP = "a folder with one sub-folder of images per class"
 GENERAL = True
+__all__ = ["GENERAL", "HELP", "KIND", "SETTINGS", "accepts", "listing"]
 
 
 def accepts(source: str) -> bool:
     return Path(source).is_dir()
 
 
-def listing(source: str, under: str | None = None) -> Listing:
+def listing(source: str, under: str | None = None, settings: Mapping[str, str] | None = None) -> Listing:
     root = Path(source)
     if not root.is_dir():
         raise UserError(f"{source} is not a folder")
-    return classes_from_folders(_files(root), file_in_folder, source, under)
+    return classes_from_folders(_files(root), file_in_folder, source, under, settings)
 
 
 def _files(root: Path) -> Iterator[tuple[str, str, int, int]]:
     for folder, folders, names in os.walk(root, followlinks=True):
         folders.sort()
         inside = Path(folder).relative_to(root).as_posix()
+        if inside != ".":
+            yield f"{inside}/", folder, 0, -1
         for name in names:
             yield (name if inside == "." else f"{inside}/{name}"), folder, 0, -1

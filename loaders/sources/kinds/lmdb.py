@@ -1,14 +1,19 @@
 """An LMDB of encoded images. Needs the package `lmdb`, which nothing else does."""
 
 import pickle
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from loaders.errors import UserError
 from loaders.sources.classes import with_classes
+from loaders.sources.folders import SETTINGS, Classes, find_classes, is_hidden
 from loaders.sources.listing import Listing, TableBuilder
 from loaders.sources.wire.protobuf import LENGTH, VARINT, Readable, fields, signed
 
@@ -17,6 +22,7 @@ HELP = (
     "an LMDB whose keys are CLASS/FILE and values images, or image-… beside label-…, or whose values are pickled"
     " (bytes, label) or Caffe's Datum"
 )
+__all__ = ["HELP", "KIND", "SETTINGS", "accepts", "listing"]
 _SPECIAL = (b"__keys__", b"__len__")
 _IMAGES = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
 _DATUM_DATA, _DATUM_LABEL, _DATUM_ENCODED = 4, 5, 7
@@ -62,11 +68,14 @@ def accepts(source: str) -> bool:
     return (path / "data.mdb").is_file() or (path.is_file() and path.suffix in (".lmdb", ".mdb"))
 
 
-def listing(source: str, under: str | None = None) -> Listing:
+def listing(source: str, under: str | None = None, settings: Mapping[str, str] | None = None) -> Listing:
     if not Path(source).exists():
         raise UserError(f"there is no LMDB at {source}")
     builder = TableBuilder(lmdb_image)
-    labels: dict[int | str, int] = {}
+    labels: dict[int | str | _Folder, int] = {}
+    counts: Counter[str] = Counter()  # images of each folder, where the folders are the classes
+    hidden: list[str] = []
+    inside = f"{under.strip('/')}/" if under else ""
     with _environment(source).begin(buffers=True) as transaction:
         for raw, value in transaction.cursor():
             key = bytes(raw)
@@ -77,15 +86,35 @@ def listing(source: str, under: str | None = None) -> Listing:
                 label = _label(transaction, key, value)
             except (ValueError, pickle.UnpicklingError) as error:
                 raise UserError(f"{source}: the value of {key!r} cannot be used: {error}; expected {HELP}") from error
-            if under and not name.startswith(under.rstrip("/") + "/"):
+            if not name.startswith(inside):
                 continue
+            if isinstance(label, _Folder):
+                label = _Folder(label.path[len(inside) :] or label.path)
+                if is_hidden(name[len(inside) :]):
+                    hidden.append(name)
+                    continue
+                counts[label.path] += 1
             builder.add(name, labels.setdefault(label, len(labels)), source)
     if not len(builder):
         raise UserError(f"{source} holds no images" + (f" under {under!r}" if under else ""))
-    return Listing(*with_classes(builder.table(), list(labels), source))
+    found = find_classes(counts, source, (settings or {}).get("level")) if counts else Classes({}, "", ())
+    names = [found.of[label.path] if isinstance(label, _Folder) else label for label in labels]
+    distinct = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    table = builder.table()
+    table = table.take(slice(None), np.array([distinct[name] for name in names])[table.labels])
+    skipped = [f"skipped {len(hidden):,} images in hidden or system folders, such as {hidden[0]}"] if hidden else []
+    return Listing(*with_classes(table, list(distinct), source), notes=(*found.notes, *skipped))
 
 
-def _label(transaction: Any, key: bytes, value: Readable) -> int | str:
+@dataclass(frozen=True)
+class _Folder:
+    """The class of an image whose key is CLASS/FILE."""
+
+    path: str
+    """All of the key but FILE."""
+
+
+def _label(transaction: Any, key: bytes, value: Readable) -> int | str | _Folder:
     if not _is_image(value):
         label = _unwrap(value)[1]
         assert label is not None, "only of an image itself is the label not known"
@@ -99,7 +128,7 @@ def _label(transaction: Any, key: bytes, value: Readable) -> int | str:
     folder, _, _ = key.decode().rpartition("/")
     if not folder:
         raise ValueError("an image without a label: its key is not CLASS/FILE")
-    return folder.rpartition("/")[2]
+    return _Folder(folder)
 
 
 def _is_image(value: Readable) -> bool:

@@ -2,12 +2,13 @@
 
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from loaders.errors import UserError
-from loaders.sources.classes import classes_from_folders, expand, is_image_name, with_classes
+from loaders.sources.classes import expand, is_image_name, with_classes
+from loaders.sources.folders import SETTINGS, classes_from_folders
 from loaders.sources.listing import FileRange, Listing, TableBuilder, file_range
 
 KIND = "tar"
@@ -15,6 +16,7 @@ HELP = (
     "a tar of such a folder, or of KEY.jpg with KEY.cls or KEY.json (WebDataset); or a pattern such as"
     " 'train-*.tar' or 'train-{0000..0146}.tar'; of tars without folders each is a class"
 )
+__all__ = ["HELP", "KIND", "SETTINGS", "accepts", "listing"]
 _LABELS = (".cls", ".json")
 _JSON_FIELDS = ("label", "cls", "class")
 
@@ -25,15 +27,17 @@ def accepts(source: str) -> bool:
     return first.is_file() and (".tar" in first.suffixes or tarfile.is_tarfile(first))
 
 
-def listing(source: str, under: str | None = None) -> Listing:
+def listing(source: str, under: str | None = None, settings: Mapping[str, str] | None = None) -> Listing:
     paths = expand(source)
     if not paths:
         raise UserError(f"no file matches {source}")
     first = _members(paths[0])
     stems = {_stem(name) for name in first if name.lower().endswith(_LABELS)}
     if any(is_image_name(name) and _stem(name) in stems for name in first):
+        if settings:
+            raise UserError(f"{source} is WebDataset, whose labels are files: there is no --set level")
         return _webdataset(paths, source, under)
-    return classes_from_folders(_files(paths), file_range, source, under)
+    return classes_from_folders(_files(paths), file_range, source, under, settings)
 
 
 def _files(paths: list[str]) -> Iterator[tuple[str, str, int, int]]:
