@@ -1,6 +1,6 @@
 """Builds BoosterBiT and its extension module `engine._C` from csrc/.
 
-    python setup.py build_ext --inplace       the normal route: the module lands beside engine/optim/ops.py
+    python setup.py build_ext --inplace       the normal route: the module lands beside engine/compiled.py
     pip install --no-build-isolation .        an installed copy
 
 Whether the CUDA kernel is built is decided by BOOSTERBIT_CUDA and by the compiler that is there, never by whether

@@ -11,10 +11,11 @@ using Registration = void (*)(torch::Library&);
 struct Family {
   Registration schemas;
   Registration cpu;
-  Registration cuda;  // null in a build without CUDA
+  Registration cuda;  // null in a build without CUDA, and where a family has no kernel for it
   Registration meta;
 };
 
 extern const Family agc_sgd_family;
+extern const Family group_norm_family;
 
 }  // namespace boosterbit

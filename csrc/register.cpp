@@ -6,7 +6,7 @@
 namespace boosterbit {
 namespace {
 
-const Family* const families[] = {&agc_sgd_family};
+const Family* const families[] = {&agc_sgd_family, &group_norm_family};
 
 }  // namespace
 
@@ -20,7 +20,9 @@ TORCH_LIBRARY_IMPL(boosterbit, CPU, m) {
 
 #ifdef BOOSTERBIT_CUDA
 TORCH_LIBRARY_IMPL(boosterbit, CUDA, m) {
-  for (const Family* family : families) family->cuda(m);
+  for (const Family* family : families) {
+    if (family->cuda) family->cuda(m);
+  }
 }
 #endif
 

@@ -24,7 +24,7 @@ ONLY_IN = {
     "torchxrayvision": {"loaders.sources.kinds.xray.labels", "bench.peers.xray"},
 }
 ROOMS = {
-    # room: the rooms that it may import from; `engine.whole` and `loaders.errors` are for all
+    # room: the rooms that it may import from; `FOR_ALL` are for all
     "loaders.sources.wire": set(),
     "loaders.sources.kinds.xray": {"loaders.sources"},
     "loaders.sources.kinds": {"loaders.sources", "loaders.sources.wire", "loaders.sources.kinds.xray"},
@@ -47,7 +47,7 @@ ROOMS = {
     "bench.paper": {"engine.transfer"},
 }  # fmt: skip
 """The rooms, and what each may know of. The commands at the top of engine, loaders, bench and jobs may know of all."""
-FOR_ALL = {"engine.whole", "loaders.errors"}
+FOR_ALL = {"engine.compiled", "engine.whole", "loaders.errors"}
 COMMANDS = {"engine", "loaders", "bench", "jobs"}
 MOST_FILES = 14
 

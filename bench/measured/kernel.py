@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.measured import timing
+from engine import compiled
 from engine.network import bit
-from engine.optim import ops
 from engine.optim.agc_sgd import AgcSgd, named_groups
 from engine.optim.flat import FlatParameters
 from engine.optim.standardized import StandardizedWeights
@@ -74,7 +74,7 @@ def variants(subject: Subject) -> dict[str, Callable[[], Any]]:
     """A step of each optimizer that is installed, and the copy."""
     found: dict[str, Callable[[], Any]] = {}
     device = subject.flat.values.device
-    if ops.supports(device):
+    if compiled.supports(device, "agc_sgd_"):
         found[OURS] = _ours(subject, "fused", **AGC)
         found["AgcSgd fused, no clipping"] = _ours(subject, "fused", clipping=None)
         weights = StandardizedWeights(subject.model, subject.flat, torch.bfloat16).forward_weights

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.network import norm
 from engine.network.family import MEMBERS, BitSpec, Cost, cost, member
 from loaders.errors import UserError
 
@@ -67,8 +68,8 @@ class GroupNormReLU(nn.GroupNorm):
     """Group norm and the ReLU that always follows it in a pre-activation network, eps 1e-5."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, c, h, w) → same. The ReLU is in place: the norm's backward pass does not need its output."""
-        return F.relu_(super().forward(x))
+        """(b, c, h, w) → same."""
+        return norm.group_norm_relu(x, self.weight, self.bias, self.num_groups, self.eps)
 
 
 class Unit(nn.Module):

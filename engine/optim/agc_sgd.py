@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine import compiled
 from engine.optim import fused, ops
 from engine.optim.clipping import adaptive_clip, wide
 from engine.optim.fused import ForwardWeights
@@ -93,7 +94,7 @@ class AgcSgd(torch.optim.Optimizer):
             if problem is not None:
                 raise UserError(f"the fused optimizer does not take this model: {problem}; choose foreach or auto")
             ops.require(params[0].device)
-        chosen = self._wanted != "foreach" and problem is None and ops.supports(params[0].device)
+        chosen = self._wanted != "foreach" and problem is None and compiled.supports(params[0].device, "agc_sgd_")
         self.implementation = "fused" if chosen else "foreach"
         # What torch.amp.GradScaler asks for: the scale and the overflow flag are then left on the device.
         self._step_supports_amp_scaling = chosen

@@ -1,4 +1,4 @@
-"""The compiled operators of `torch.ops.boosterbit`: whether they are there, their tables, and an eager oracle.
+"""The compiled operators of the optimizer in `torch.ops.boosterbit`: their tables, and an eager oracle.
 
     agc_sgd_(param, grad, momentum, units, classes, lr, hyper, *, grad_scale, found_inf, copy)
     agc_sgd_list_(params, grads, momenta, units, classes, lr, hyper, *, grad_scale, found_inf, copies)
@@ -13,8 +13,6 @@ parameters in its own dtype.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine import compiled
 from loaders.errors import UserError
 
-HOW_TO_BUILD = "python setup.py build_ext --inplace (make env does it)"
 HYPER_COLUMNS = ("momentum", "weight_decay", "clipping", "eps", "nesterov", "standardize_eps")
 """Columns of the float32 `hyper` table; a negative clipping or standardize_eps means none."""
 FREE_LENGTH = 4096
@@ -61,32 +59,16 @@ class UnitTable:
         return UnitTable(to_device(self.units, device), self.classes)
 
 
-def loaded() -> bool:
-    """Whether the extension is built; loads it."""
-    if importlib.util.find_spec("engine._C") is None:
-        return False
-    importlib.import_module("engine._C")
-    return True
-
-
-def supports(device: torch.device) -> bool:
-    """Whether the extension is built with a kernel for this kind of device."""
-    keys = {"cpu": "CPU", "cuda": "CUDA"}
-    return (
-        device.type in keys
-        and loaded()
-        and torch._C._dispatch_has_kernel_for_dispatch_key("boosterbit::agc_sgd_", keys[device.type])
-    )
-
-
 def require(device: torch.device) -> None:
     """UserError that says how to build the extension, where it is missing or has no kernel for `device`."""
-    if not loaded():
-        raise UserError(f"the fused optimizer is not built; build it with {HOW_TO_BUILD}, or choose foreach or auto")
-    if not supports(device):
+    if not compiled.loaded():
+        raise UserError(
+            f"the fused optimizer is not built; build it with {compiled.HOW_TO_BUILD}, or choose foreach or auto"
+        )
+    if not compiled.supports(device, "agc_sgd_"):
         raise UserError(
             f"the fused optimizer is built without a kernel for {device.type}; with a CUDA toolkit (nvcc) at "
-            f"hand build it again: BOOSTERBIT_CUDA=1 {HOW_TO_BUILD}, or choose foreach or auto"
+            f"hand build it again: BOOSTERBIT_CUDA=1 {compiled.HOW_TO_BUILD}, or choose foreach or auto"
         )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from engine import compiled
 from engine.network.bit import STD_EPS, StdConv2d
 from engine.optim import ops
 from engine.optim.flat import FlatParameters
@@ -64,7 +65,7 @@ def choose(
 ) -> StandardizedWeights | None:
     """Standardized weights for a fused optimizer, or None where the network is to standardize; settings as in
     `AgcSgdConfig`. UserError for `standardize` "optimizer" where the extension is not built."""
-    fused = implementation != "foreach" and ops.supports(flat.values.device)
+    fused = implementation != "foreach" and compiled.supports(flat.values.device, "agc_sgd_")
     if standardize == "optimizer" or (standardize == "auto" and fused):
         return StandardizedWeights(model, flat, dtype)
     return None

@@ -6,7 +6,7 @@ import torch
 from bench import kernel
 from bench.measured import kernel as measured
 from bench.measured import timing
-from engine.optim import ops
+from engine import compiled
 
 SMALL = "R8x0.25-8px"
 
@@ -44,7 +44,7 @@ def test_the_peers_are_worth_comparing_with():
     del results[measured.COPY]
     results.pop("AgcSgd fused, standardizing", None)  # takes other gradients
     clipping = [name for name in results if "no clipping" not in name]
-    assert len(clipping) == 4 + ops.loaded()
+    assert len(clipping) == 4 + compiled.loaded()
     loop = results["eager loop with AGC"]
     for name, moved in results.items():
         expected = loop if name in clipping else results[measured.PEER]

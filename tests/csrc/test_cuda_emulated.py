@@ -11,10 +11,13 @@ import pytest
 import torch
 from torch.utils.cpp_extension import include_paths
 
+from engine import compiled
 from engine.optim import ops
 from tests.support.agc_cases import SETTINGS, Bag, Oracle, assert_close, gradients
 
-pytestmark = pytest.mark.skipif(not ops.loaded(), reason="engine._C is not built: python setup.py build_ext --inplace")
+pytestmark = pytest.mark.skipif(
+    not compiled.loaded(), reason="engine._C is not built: python setup.py build_ext --inplace"
+)
 ROOT = Path(__file__).parents[2]
 DTYPES = {None: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 SHAPES = [(3, 18432), (2, 18433), (5, 4609), (3, 2304), (9, 1152), (40, 147), (7, 64), (3, 3), (2, 1), (20000,), (70,)]

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from engine import compiled
 from engine.network import bit
 from engine.optim import ops
 from engine.optim.agc_sgd import AgcSgd, named_groups
@@ -15,7 +16,9 @@ from engine.optim.fused import FlatCall, ForwardWeights, ListCall
 from loaders.errors import UserError
 from tests.support.agc_cases import SETTINGS, Bag, Oracle, arrange, assert_close, give, gradients, odd_shapes
 
-pytestmark = pytest.mark.skipif(not ops.loaded(), reason="engine._C is not built: python setup.py build_ext --inplace")
+pytestmark = pytest.mark.skipif(
+    not compiled.loaded(), reason="engine._C is not built: python setup.py build_ext --inplace"
+)
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 HALF = [torch.float16, torch.bfloat16]
 

@@ -3,9 +3,12 @@
 import pytest
 import torch
 
+from engine import compiled
 from engine.optim import ops
 
-pytestmark = pytest.mark.skipif(not ops.loaded(), reason="engine._C is not built: python setup.py build_ext --inplace")
+pytestmark = pytest.mark.skipif(
+    not compiled.loaded(), reason="engine._C is not built: python setup.py build_ext --inplace"
+)
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 HYPER = [(0.9, 1e-3, 0.01, 1e-3, 1.0, -1.0), (0.9, 1e-3, 0.01, 1e-3, 1.0, 1e-10)]
 

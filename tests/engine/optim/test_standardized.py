@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from engine import compiled
 from engine.network import bit
-from engine.optim import ops
 from engine.optim.agc_sgd import AgcSgd, named_groups
 from engine.optim.flat import FlatParameters, GradientSum
 from engine.optim.fused import FlatCall, ForwardWeights
@@ -17,7 +17,9 @@ from engine.optim.standardized import StandardizedWeights
 from loaders.errors import UserError
 from tests.support.agc_cases import SETTINGS, Bag, Oracle, assert_close, gradients
 
-pytestmark = pytest.mark.skipif(not ops.loaded(), reason="engine._C is not built: python setup.py build_ext --inplace")
+pytestmark = pytest.mark.skipif(
+    not compiled.loaded(), reason="engine._C is not built: python setup.py build_ext --inplace"
+)
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 NETWORK = "R8x0.25-8px"
 
