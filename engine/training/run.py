@@ -34,6 +34,7 @@ class Run:
     save_every: tuple[float, ...]  # steps between checkpoints, each interval by itself; the last step always has one
     slice_bytes: int  # of gradients that travel at once
     mix: Mix = unmixed
+    keep_best: bool = False  # besides, the checkpoint with the least validation loss, in the folder's "best"
     intro: str = ""  # a line for people, after what the parts are
 
     @property
@@ -55,7 +56,9 @@ def train(run: Run, comm: Communicator, *, quiet: bool = False) -> dict[str, flo
     progress = hooks.Progress(step, run.times.total_steps, run.global_batch, speaks)
     log = metrics.MetricLog(run.folder) if run.folder and comm.leads else None
     scores = hooks.Evaluate(lambda: run.parts.evaluate(comm), run.eval_every, progress, log, run.title)
-    trainer = _trainer(run, comm, step, _hooks(run, progress, log, scores))
+    with comm.together():
+        acts = _hooks(run, progress, log, scores)
+    trainer = _trainer(run, comm, step, acts)
     with comm.together():
         if newest is not None:
             weights.apply(run.parts.model, newest.weights, new_head=False)
@@ -119,6 +122,8 @@ def _hooks(run: Run, progress: hooks.Progress, log: metrics.MetricLog | None, sc
     found: list[Hook] = [hooks.Log(run.log_every, progress, log, run.times.steps_per_epoch)]
     if run.parts.feed.test is not None:
         found.append(scores)
+        if run.folder and run.keep_best:
+            found.append(hooks.KeepBest(run.folder / "best", run.parts.about, scores))
     saving = None
     if run.folder:
         saving = hooks.SaveCheckpoints(run.folder / "checkpoints", run.parts.about, run.keep, run.save_every)
