@@ -57,6 +57,7 @@ def pretraining(config: PretrainConfig, comm: Communicator) -> Run:
         log_every=config.train.log_every,
         eval_every=config.train.eval_every * times.steps_per_epoch,
         keep=config.train.keep,
+        keep_best=config.train.keep_best,
         save_every=(times.steps_per_epoch, *([float(often)] if often else [])),
         slice_bytes=int(config.comm.slice_mib * 2**20),
     )

@@ -155,6 +155,7 @@ class TrainConfig:
     eval_every: float = 1.0  # epochs between evaluations; the last step always has one
     checkpoint_every: int | None = None  # steps between checkpoints, besides one every epoch
     keep: int = 2  # newest checkpoints to keep
+    keep_best: bool = False  # besides, in FOLDER/best, the one with the least validation loss (from=FOLDER/best)
 
     def __post_init__(self) -> None:
         _one_of("train.precision", self.precision, PRECISIONS)

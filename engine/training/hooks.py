@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 import sys
 import time
@@ -23,6 +24,7 @@ _ADVICE = (
     "Lower the learning rate (optim.base_lr; lr in fine-tuning), lengthen the warm-up (schedule.warmup_epochs), "
     "or train in bf16"
 )
+VALIDATION_LOSS = "val_loss"  # what the description of a best checkpoint has besides
 
 
 class Progress:
@@ -197,6 +199,40 @@ class SaveCheckpoints:
 
     def finish(self, trainer: Trainer) -> None:
         """Nothing left to do: the last step was saved."""
+
+
+class KeepBest:
+    """Keeps the checkpoint with the least validation loss in a folder of its own; acts after `Evaluate`. Rank 0 writes.
+
+    What an earlier part of the run left there counts, so a resumed run keeps what an uninterrupted one would.
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, Any], scores: Evaluate) -> None:
+        self._folder, self._about, self._scores = folder, dict(about), scores
+        self._seen: dict[str, float] = scores.newest
+        losses = [checkpoint.describe(path).get(VALIDATION_LOSS) for path in checkpoint.complete(folder)]
+        self._least = min((loss for loss in losses if loss is not None), default=math.inf)
+
+    def after_step(self, trainer: Trainer) -> None:
+        if self._scores.newest is self._seen:
+            return  # no evaluation since
+        self._seen = self._scores.newest
+        loss = self._seen["loss"]
+        if not loss < self._least:  # NaN is never best
+            return
+        self._least = loss
+        if not trainer.comm.leads:
+            return
+        with trainer.meter.paused():
+            older = checkpoint.complete(self._folder)
+            done = {"step": trainer.step, "images": trainer.step * trainer.global_batch, VALIDATION_LOSS: loss}
+            kept = checkpoint.save(self._folder, trainer.model, trainer.state(), self._about | done, len(older) + 1)
+            for path in older:
+                if path != kept:
+                    shutil.rmtree(path)
+
+    def finish(self, trainer: Trainer) -> None:
+        """Nothing left to do: the last evaluation was looked at."""
 
 
 class StopOnSignal:

@@ -35,6 +35,7 @@ class Run:
     save_every: tuple[float, ...]  # steps between checkpoints, each interval by itself; the last step always has one
     slice_bytes: int  # of gradients that travel at once
     mix: Mix = unmixed
+    keep_best: bool = False  # besides, the checkpoint with the least validation loss, in the folder's "best"
     intro: str = ""  # a line for people, after what the parts are
 
     @property
@@ -59,7 +60,9 @@ def train(run: Run, comm: Communicator, *, quiet: bool = False) -> dict[str, flo
     if run.folder:
         saving = hooks.SaveCheckpoints(run.folder / "checkpoints", run.parts.about, run.keep, run.save_every)
     scores = hooks.Evaluate(lambda: run.parts.evaluate(comm), run.eval_every, progress, log, run.title, saving)
-    trainer = _trainer(run, comm, step, _hooks(run, progress, log, scores, saving))
+    with comm.together():
+        acts = _hooks(run, progress, log, scores, saving)
+    trainer = _trainer(run, comm, step, acts)
     with comm.together():
         if newest is not None:
             weights.apply(run.parts.model, newest.weights, new_head=False)
@@ -130,6 +133,8 @@ def _hooks(
     found: list[Hook] = [hooks.Log(run.log_every, progress, log, run.times.steps_per_epoch, saving)]
     if run.parts.feed.test is not None:
         found.append(scores)
+        if run.folder and run.keep_best:
+            found.append(hooks.KeepBest(run.folder / "best", run.parts.about, scores))
     if saving:
         found.append(saving)
     return [*found, hooks.StopOnSignal(saving)]

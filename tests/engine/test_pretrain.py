@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import re
 import signal
@@ -18,7 +19,10 @@ from engine.config.schema import PretrainConfig
 from engine.network import bit
 from engine.network.weights import load as load_weights
 from engine.training import checkpoint, hooks
+from engine.training.assemble import read_weights
+from engine.training.hooks import Evaluate
 from engine.training.trainer import Trainer
+from loaders.packs.shard import Pack
 
 STEPS = ["schedule.epochs=null", "schedule.steps=12", "schedule.warmup_steps=2", "train.log_every=1"]
 
@@ -81,6 +85,39 @@ def test_a_run_that_breaks_off_goes_on_as_if_it_never_had(digits, tmp_path, monk
     expected = newest(tmp_path / "whole")
     for name, value in newest(tmp_path / "broken").items():
         assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize("stops", [(12,), (8, 12), (2, 4, 6, 8, 10, 12)])
+def test_the_checkpoint_with_the_least_validation_loss_is_kept_across_resuming(digits, tmp_path, monkeypatch, stops):
+    """Losses are made up, so that the least one is in the middle, and a NaN and a tie are among them."""
+    said = {2: 3.0, 4: math.nan, 6: 1.0, 8: 1.0, 10: 2.0, 12: 1.5}
+    monkeypatch.setattr(
+        Evaluate, "evaluate", lambda self, trainer: setattr(self, "newest", {"loss": said[trainer.step]})
+    )
+    every = 2 * 64 / len(Pack.open(digits / "low-train.h5"))
+    kept = {}
+    for last in stops:
+        more = ["train.keep_best=true", f"train.eval_every={every}", f"schedule.steps={last}"]
+        run(digits, tmp_path / "run", *more, "schedule.milestones=[]", "train.checkpoint_every=2", "train.keep=9")
+        (best,) = checkpoint.complete(tmp_path / "run" / "best")
+        kept[last] = checkpoint.describe(best)
+        assert kept[last]["step"] == (2 if last < 6 else 6)
+    assert (kept[12]["val_loss"], kept[12]["images"]) == (1.0, 6 * 64)
+    same = load_weights(tmp_path / "run" / "checkpoints" / "step-00000006" / checkpoint.WEIGHTS)
+    transferred, about = read_weights(tmp_path / "run" / "best")
+    assert about["step"] == 6
+    assert all(torch.equal(transferred[name], value) for name, value in same.items())
+    assert any(not torch.equal(transferred[name], value) for name, value in newest(tmp_path / "run").items())
+
+
+def test_the_best_checkpoint_is_that_of_the_least_logged_loss_and_none_without_validation(digits, tmp_path):
+    run(digits, tmp_path / "run", "train.keep_best=true", "train.eval_every=0.1")
+    events = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    least = min((event for event in events if event["kind"] == "val"), key=lambda event: event["loss"])
+    about = checkpoint.describe(checkpoint.find(tmp_path / "run" / "best"))
+    assert (about["step"], about["val_loss"]) == (least["step"], least["loss"])
+    run(digits, tmp_path / "blind", "train.keep_best=true", "data.val=null")
+    assert not (tmp_path / "blind" / "best").exists()
 
 
 def test_a_killed_process_leaves_a_checkpoint_to_go_on_from(digits, tmp_path):

@@ -298,7 +298,7 @@ def test_the_sweep_of_the_papers_tables_is_one_for_the_program(tmp_path, digits,
     content = yaml.safe_load((ROOT / "jobs" / "tables.yaml").read_text())
     content["targets"] = {name: content["targets"][name] for name in ("cifar10", "tuberculosis", "nih")}
     for name in content["checkpoints"]:
-        (tmp_path / name).mkdir()
+        (tmp_path / name / "best").mkdir(parents=True)
     (tmp_path / "tables.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     monkeypatch.setenv("PACKS", str(tmp_path))
     monkeypatch.setenv("RUNS", str(tmp_path))

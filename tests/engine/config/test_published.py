@@ -110,7 +110,7 @@ def test_x_ray_recipes_are_the_published_configuration(facts, name):
         assert timetable(schedule, optim, 224_316, config.train.global_batch).peak == pytest.approx(number["peak"])
         assert (schedule.epochs, schedule.warmup_epochs, schedule.kind) == (number["epochs"], number["warmup"], "step")
         assert (optim.weight_decay, optim.clipping) == (number["decay"], 0.01)
-        assert config.train.accumulate == 1
+        assert (config.train.accumulate, config.train.keep_best) == (1, True)
 
 
 @pytest.mark.parametrize(
