@@ -2,7 +2,7 @@
 
 import pickle
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from loaders.errors import UserError
-from loaders.sources.classes import with_classes
+from loaders.sources.classes import as_meant, check_label, with_classes
 from loaders.sources.folders import SETTINGS, Classes, find_classes, is_hidden
 from loaders.sources.listing import Listing, TableBuilder
 from loaders.sources.wire.protobuf import LENGTH, VARINT, Readable, fields, signed
@@ -98,7 +98,9 @@ def listing(source: str, under: str | None = None, settings: Mapping[str, str] |
     if not len(builder):
         raise UserError(f"{source} holds no images" + (f" under {under!r}" if under else ""))
     found = find_classes(counts, source, (settings or {}).get("level")) if counts else Classes({}, "", ())
-    names = [found.of[label.path] if isinstance(label, _Folder) else label for label in labels]
+    plain = as_meant([label for label in labels if not isinstance(label, _Folder)], source)
+    rest: Iterator[int | str] = iter([str(label) if counts else label for label in plain])  # beside folders, names
+    names: list[int | str] = [found.of[label.path] if isinstance(label, _Folder) else next(rest) for label in labels]
     distinct = {name: number for number, name in enumerate(dict.fromkeys(names))}
     table = builder.table()
     table = table.take(slice(None), np.array([distinct[name] for name in names])[table.labels])
@@ -123,8 +125,7 @@ def _label(transaction: Any, key: bytes, value: Readable) -> int | str | _Folder
         beside = transaction.get(b"label-" + key[len(b"image-") :])
         if beside is None:
             raise ValueError("there is no label beside the image")
-        text = bytes(beside).decode().strip()
-        return int(text) if text.isdecimal() else text
+        return check_label(bytes(beside).decode())
     folder, _, _ = key.decode().rpartition("/")
     if not folder:
         raise ValueError("an image without a label: its key is not CLASS/FILE")
@@ -135,21 +136,25 @@ def _is_image(value: Readable) -> bool:
     return bytes(value[:12]).startswith(_IMAGES)
 
 
-def _unwrap(value: Readable) -> tuple[bytes, int | None]:
+def _unwrap(value: Readable) -> tuple[bytes, int | str | None]:
     """Image and label of a value; the label is None where the value is the image itself. ValueError if neither."""
     if _is_image(value):
         return bytes(value), None
     if bytes(value[:1]) == b"\x80":
         found = _Plain(BytesIO(value)).load()
         if isinstance(found, tuple | list) and len(found) >= 2 and isinstance(found[0], bytes):
-            return found[0], _number(found[1])
+            label = found[1]
+            return found[0], check_label(label.decode() if isinstance(label, bytes) else label)
         raise ValueError("what is pickled is not (bytes, label)")
-    image = label = None
+    image: tuple[int, int] | None = None
+    label = None
     encoded = False
     for number, wire, first, last in fields(value, 0, len(value)):
         if (number, wire) == (_DATUM_DATA, LENGTH):
             image = first, last
-        elif (number, wire) == (_DATUM_LABEL, VARINT):
+        elif number == _DATUM_LABEL:
+            if wire != VARINT:
+                raise ValueError("the label of the Datum is no whole number")
             label = signed(first)
         elif (number, wire) == (_DATUM_ENCODED, VARINT):
             encoded = bool(first)
@@ -157,13 +162,7 @@ def _unwrap(value: Readable) -> tuple[bytes, int | None]:
         raise ValueError("neither an image, nor pickled (bytes, label), nor a Datum with data and label")
     if not encoded and not _is_image(value[image[0] : image[1]]):
         raise ValueError("a Datum of raw pixels; only encoded images can be packed")
-    return bytes(value[image[0] : image[1]]), _number(label)
-
-
-def _number(label: object) -> int:
-    if not isinstance(label, int) or label < 0:
-        raise ValueError(f"the label is {label!r}; a class number is expected")
-    return label
+    return bytes(value[image[0] : image[1]]), check_label(label)
 
 
 class _Plain(pickle.Unpickler):

@@ -1,14 +1,15 @@
 """Tars of class folders, or in WebDataset naming: KEY.jpg beside KEY.cls or KEY.json; many by a pattern."""
 
 import json
+import posixpath
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from loaders.errors import UserError
-from loaders.sources.classes import expand, is_image_name, with_classes
-from loaders.sources.folders import SETTINGS, classes_from_folders
+from loaders.sources.classes import as_meant, check_label, expand, is_image_name, with_classes
+from loaders.sources.folders import SETTINGS, classes_from_folders, is_hidden
 from loaders.sources.listing import FileRange, Listing, TableBuilder, file_range
 
 KIND = "tar"
@@ -17,6 +18,10 @@ HELP = (
     " 'train-*.tar' or 'train-{0000..0146}.tar'; of tars without folders each is a class"
 )
 __all__ = ["HELP", "KIND", "SETTINGS", "accepts", "listing"]
+_MOST_LINKS = 40  # one after another, as Linux has it
+_DEEPEST = 100  # folders in one another
+# A link of such a name may lead nowhere: no image is missed.
+_NOTES = frozenset((".txt", ".md", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".log", ".py", ".html", ".pdf"))
 _LABELS = (".cls", ".json")
 _JSON_FIELDS = ("label", "cls", "class")
 
@@ -50,24 +55,85 @@ def _files(paths: list[str]) -> Iterator[tuple[str, str, int, int]]:
 def _members(source: str) -> dict[str, FileRange]:
     if not Path(source).is_file():
         raise UserError(f"there is no tar at {source}")
-    files = {}
+    files: dict[str, FileRange] = {}
+    links: dict[str, str] = {}
     try:
         with tarfile.open(source, "r:") as tar:
             for member in tar:
-                if member.isreg() and not member.issparse():
-                    name = str(PurePosixPath(member.name))
+                name = _plain(member.name)
+                files.pop(name, None), links.pop(name, None)  # of what is there twice, the last counts
+                if member.issparse():
+                    raise UserError(f"{source}: {name} is stored with holes; make the tar without --sparse")
+                if member.isreg():
                     files[name] = FileRange(source, member.offset_data, member.size)
+                elif member.issym():
+                    links[name] = _plain(posixpath.join(posixpath.dirname(name), member.linkname))
+                elif member.islnk():
+                    links[name] = _plain(member.linkname)
     except tarfile.TarError as error:
         with open(source, "rb") as file:
             start = file.read(6)
         if start[:2] == b"\x1f\x8b" or start[:3] == b"BZh" or start == b"\xfd7zXZ\0":
             raise UserError(f"{source} is compressed; unpack it to a plain tar or a folder first") from error
         raise UserError(f"{source} cannot be read as a tar ({error}); is it complete?") from error
+    files |= _followed(files, links, source)
     size = Path(source).stat().st_size
     for name, part in files.items():
         if part.offset + part.size > size:
             raise UserError(f"{source} is truncated: it ends within {name}; copy or download it again")
     return files
+
+
+def _plain(name: str) -> str:
+    """A path within the archive, from its top."""
+    return posixpath.normpath(name).lstrip("/")
+
+
+def _followed(files: dict[str, FileRange], links: dict[str, str], source: str) -> dict[str, FileRange]:
+    """What the links of an archive stand for: files, and the files of folders. UserError where they lead nowhere."""
+    found: dict[str, FileRange] = {}
+    lost: list[str] = []
+    inside: dict[str, list[str]] = {}  # what lies below each folder, links too
+    for entry in (*files, *links) if links else ():
+        for parent in PurePosixPath(entry).parents:
+            inside.setdefault(str(parent), []).append(entry)
+    waiting = list(links)
+    while waiting:
+        name = waiting.pop()
+        target = _target(name, links)
+        if f"{name}/".startswith(f"{target}/") and target not in links:
+            raise UserError(f"{source}: {name} is a link to {target}, a folder that holds it; take it away")
+        if name.count("/") > _DEEPEST:
+            raise UserError(f"{source}: its links lead in a circle, such as {name[:200]}; take one away")
+        if target in files:
+            found[name] = files[target]
+            continue
+        for entry in inside.get(target, ()):
+            path = name + entry[len(target) :]
+            if entry in files:
+                found[path] = files[entry]
+            else:
+                waiting.append(path)
+        if target not in inside and PurePosixPath(name).suffix.lower() not in _NOTES and not is_hidden(name):
+            lost.append(f"{name} → {links.get(name, target)}")
+    if lost:
+        raise UserError(
+            f"{source}: {len(lost):,} links lead to nothing in it, such as {lost[0]}; make the tar anew with"
+            " --dereference, or pack the folder itself"
+        )
+    return found
+
+
+def _target(name: str, links: dict[str, str]) -> str:
+    """Where a path leads once all links on its way are followed; a circle ends where it began, at a link."""
+    for _ in range(_MOST_LINKS):
+        parts = name.split("/")
+        heads = ("/".join(parts[:k]) for k in range(1, len(parts) + 1))
+        link = next((head for head in heads if head in links), None)
+        if link is None:
+            break
+        name = _plain(links[link] + name[len(link) :])
+    return name
 
 
 def _stem(name: str) -> str:
@@ -109,22 +175,21 @@ def _webdataset(paths: list[str], source: str, under: str | None) -> Listing:
         )
     if not len(builder):
         raise UserError(f"{source} holds no images" + (f" under {under!r}" if under else ""))
-    return Listing(*with_classes(builder.table(), list(number), source), tuple(ignored))
+    return Listing(*with_classes(builder.table(), as_meant(list(number), source), source), tuple(ignored))
 
 
 def _label(name: str, data: bytes, source: str) -> int | str:
     try:
         value: Any = data.decode().strip()
         if name.lower().endswith(".json"):
-            fields = json.loads(value)
-            value = next((fields[field] for field in _JSON_FIELDS if field in fields), None)
-    except (ValueError, TypeError):  # neither text nor JSON, or JSON of a single value
-        value = None
-    if isinstance(value, str) and value:
-        return int(value) if value.isdecimal() else value
-    if isinstance(value, int):
-        return value
-    raise UserError(
-        f"{source}: {name} holds no label; a .cls is a class number or name, a .json an object with"
-        f" {' or '.join(map(repr, _JSON_FIELDS))}"
-    )
+            content = json.loads(value)
+            there = [field for field in _JSON_FIELDS if field in content] if isinstance(content, dict) else []
+            if not there:
+                raise ValueError("there is no label")
+            value = content[there[0]]
+        return check_label(value)
+    except ValueError as error:  # neither text nor JSON, or no label
+        raise UserError(
+            f"{source}: {name} holds no label that can be used: {error}; a .cls is a class number or name, a .json an"
+            f" object with {' or '.join(map(repr, _JSON_FIELDS))}"
+        ) from error

@@ -13,14 +13,16 @@ import numpy as np
 
 from loaders.errors import UserError
 from loaders.sources.checking import in_processes
-from loaders.sources.classes import check_class_numbers, expand
+from loaders.sources.classes import as_meant, check_class_numbers, check_label, expand
 from loaders.sources.listing import Listing, TableBuilder
 from loaders.sources.wire.crc32c import masked_crc32c
-from loaders.sources.wire.protobuf import LENGTH, Readable, fields, signed, varint
+from loaders.sources.wire.protobuf import FIXED32, LENGTH, VARINT, Readable, fields, signed, varint
 
 KIND = "tfrecord"
 HELP = "a TFRecord file, a folder of them, or a pattern: image/encoded, image/class/label[, image/class/synset]"
 IMAGE, LABEL, NAMES, FILE = b"image/encoded", b"image/class/label", b"image/class/synset", b"image/filename"
+_BYTES, _FLOAT, _INT64 = 1, 2, 3
+_KINDS = {_BYTES: "bytes_list", _FLOAT: "float_list", _INT64: "int64_list"}
 _HEAD, _TAIL = 12, 4  # bytes around a record: its length and that one's checksum; its own checksum
 _MANY = 1 << 28  # bytes of input from which processes are worth starting
 
@@ -45,7 +47,7 @@ class TfRecordImage:
         example, (stored,) = data[: self.size], struct.unpack("<I", data[self.size :])
         if masked_crc32c(example) != stored:
             raise ValueError(f"the TFRecord at byte {self.offset:,} of {self.path} does not match its checksum")
-        start, stop = _example(example, 0, self.size)[IMAGE]
+        start, stop = _image(example, _example(example, 0, self.size))
         return example[start:stop]
 
 
@@ -134,17 +136,15 @@ def _scan(path: str) -> tuple | str:
                 return f"{path} is truncated within the record at byte {at:,}; copy it again"
             try:
                 example = _example(data, start, start + length)
-                number = _int(data, example[LABEL])
-                example[IMAGE]  # noqa: B018  must be there
+                _image(data, example)
+                number = _label(data, example)
             except KeyError as absent:
                 return (
                     f"{path}: the record at byte {at:,} has no {absent.args[0].decode()}; expected {IMAGE.decode()} and"
                     f" {LABEL.decode()}, it has {', '.join(sorted(name.decode() for name in example)) or 'nothing'}"
                 )
             except ValueError as error:
-                return f"{path}: the record at byte {at:,} is no tf.train.Example ({error})"
-            if number < 0:
-                return f"{path}: the record at byte {at:,} has the label {number}; 0 or more is expected"
+                return f"{path}: the record at byte {at:,} cannot be used as a tf.train.Example: {error}"
             offsets.append(start)
             sizes.append(length)
             labels.append(number)
@@ -155,34 +155,101 @@ def _scan(path: str) -> tuple | str:
     return np.array(offsets), np.array(sizes), np.array(labels), files, {k: name for k, name in names.items() if name}
 
 
-def _example(data: Readable, start: int, stop: int) -> dict[bytes, tuple[int, int]]:
-    """For each feature of an Example the span of its first value: of the bytes, or of the list of numbers."""
-    found: dict[bytes, tuple[int, int]] = {}
+@dataclass(frozen=True)
+class _Feature:
+    """One feature of an Example: its kind of list, and where this lies."""
+
+    kind: int
+    """Field of tf.train.Feature: a key of _KINDS; 0 where none is set."""
+    start: int
+    """First byte of the list."""
+    stop: int
+    """One past its last byte."""
+
+    def __str__(self) -> str:
+        return _KINDS.get(self.kind, "feature without a list")
+
+
+def _example(data: Readable, start: int, stop: int) -> dict[bytes, _Feature]:
+    """The features of an Example by their names."""
+    found: dict[bytes, _Feature] = {}
     for number, wire, lo, hi in fields(data, start, stop):
         if (number, wire) == (1, LENGTH):  # Example.features, its only field
             for inner, kind, first, last in fields(data, lo, hi):
                 if (inner, kind) == (1, LENGTH):
-                    _feature(data, first, last, found)
+                    name, feature = _feature(data, first, last)
+                    found[name] = feature
     return found
 
 
-def _feature(data: Readable, start: int, stop: int, found: dict) -> None:
-    name = value = None
+def _feature(data: Readable, start: int, stop: int) -> tuple[bytes, _Feature]:
+    """An entry of the map from names to features; of what is there twice, the last counts."""
+    name, feature = b"", _Feature(0, 0, 0)
     for number, wire, lo, hi in fields(data, start, stop):
         if (number, wire) == (1, LENGTH):
             name = bytes(data[lo:hi])
         elif (number, wire) == (2, LENGTH):
-            value = lo, hi
-    for _, wire, lo, hi in fields(data, *value) if value else ():
-        if wire == LENGTH and hi > lo:  # bytes_list, float_list or int64_list
-            _, inner, first, last = next(fields(data, lo, hi))
-            found[name] = (first, last) if inner == LENGTH else (lo + 1, hi)  # numbers may be packed, or each tagged
+            for kind, inner, first, last in fields(data, lo, hi):
+                if kind in _KINDS and inner == LENGTH:
+                    feature = _Feature(kind, first, last)
+    return name, feature
 
 
-def _int(data: Readable, span: tuple[int, int]) -> int:
-    """The first number of an int64_list."""
-    return signed(varint(data, *span)[0])
+def _image(data: Readable, example: dict[bytes, _Feature]) -> tuple[int, int]:
+    """Where the encoded image lies. KeyError if there is none, ValueError if the feature holds something else."""
+    feature = example[IMAGE]
+    spans = _spans(data, feature) if feature.kind == _BYTES else []
+    if len(spans) != 1:
+        many = f" of {len(spans):,} values" if feature.kind == _BYTES else ""
+        raise ValueError(f"{IMAGE.decode()} is a {feature}{many}; a bytes_list of one image is expected")
+    return spans[0]
 
 
-def _text(data: Readable, span: tuple[int, int] | None) -> str:
-    return "" if span is None else bytes(data[slice(*span)]).decode(errors="replace")
+def _label(data: Readable, example: dict[bytes, _Feature]) -> int:
+    """The class number that is meant, whatever kind of list holds it. KeyError and ValueError as of `_image`."""
+    feature = example[LABEL]
+    values = _values(data, feature)
+    if len(values) != 1:
+        many = f"holds {len(values):,} values" if values else "is empty"
+        raise ValueError(f"{LABEL.decode()}, a {feature}, {many}; one class number is expected")
+    try:
+        label = check_label(values[0].decode() if isinstance(values[0], bytes) else values[0])
+        (number,) = as_meant([label], "")
+    except ValueError as error:
+        raise ValueError(f"{LABEL.decode()}, a {feature}: {error}") from error
+    if isinstance(number, str):
+        raise ValueError(f"{LABEL.decode()}, a {feature}, holds the name {number!r}; a class number is expected")
+    return number
+
+
+def _spans(data: Readable, feature: _Feature) -> list[tuple[int, int]]:
+    return [
+        (lo, hi) for number, wire, lo, hi in fields(data, feature.start, feature.stop) if (number, wire) == (1, LENGTH)
+    ]
+
+
+def _values(data: Readable, feature: _Feature) -> list[bytes | float | int]:
+    """All values of a list; numbers may be packed, or each have its tag."""
+    if feature.kind == _BYTES:
+        return [bytes(data[lo:hi]) for lo, hi in _spans(data, feature)]
+    found: list[bytes | float | int] = []
+    for number, wire, lo, hi in fields(data, feature.start, feature.stop):
+        if number != 1:
+            continue
+        if feature.kind == _FLOAT and wire in (LENGTH, FIXED32):
+            if (hi - lo) % 4:
+                raise ValueError("a float_list that is cut off")
+            found += struct.unpack(f"<{(hi - lo) // 4}f", data[lo:hi])
+        elif feature.kind == _INT64 and wire == VARINT:
+            found.append(signed(lo))
+        elif feature.kind == _INT64 and wire == LENGTH:
+            while lo < hi:
+                value, lo = varint(data, lo, hi)
+                found.append(signed(value))
+    return found
+
+
+def _text(data: Readable, feature: _Feature | None) -> str:
+    """The first value of a list of bytes; empty where there is none."""
+    spans = _spans(data, feature) if feature and feature.kind == _BYTES else []
+    return bytes(data[slice(*spans[0])]).decode(errors="replace") if spans else ""

@@ -65,6 +65,22 @@ def test_lmdb_is_read_by_worker_processes(tmp_path):
     assert len(Pack.open(tmp_path / "w.h5")) == len(expected)
 
 
+@pytest.mark.parametrize("label", [2, 2.0, "2", b"2", "2.0", " 02 "])
+def test_labels_of_any_spelling(tmp_path, label):
+    entries = {"a": pickle.dumps((encoded(photo(0)), label)), "b": pickle.dumps((encoded(photo(1)), 1))}
+    assert packed(write_lmdb(tmp_path / "db", entries), tmp_path)[1].labels.tolist() == [2, 1]
+    if not isinstance(label, int | float):
+        text = label if isinstance(label, bytes) else label.encode()
+        entries = {"image-a": encoded(photo(0)), "label-a": text, "image-b": encoded(photo(1)), "label-b": b"1"}
+        assert packed(write_lmdb(tmp_path / "beside", entries), tmp_path)[1].labels.tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("label", [[2], 2.5, None, True, "", b"\x02", float("nan"), "1 2", {"a": 1}, -1])
+def test_what_is_no_label_is_named(tmp_path, capsys, label):
+    entries = {"a": pickle.dumps((encoded(photo(0)), label))}
+    assert "the label is" in refused(capsys, write_lmdb(tmp_path / "db", entries), tmp_path)
+
+
 class Harmful:
     def __reduce__(self):
         return os.mkdir, ("harm",)

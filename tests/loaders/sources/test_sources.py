@@ -217,6 +217,76 @@ def test_tables_that_cannot_be_used(tmp_path, capsys, text, options, said):
     assert said in refused(capsys, tmp_path / "t.csv", tmp_path, *options)
 
 
+@pytest.mark.parametrize(
+    "labels", [[f"{k}.0" for k in range(12)], ["0", "1", "2.00", "+3", "4e0", " 5", "06", *map(str, range(7, 12))]]
+)
+def test_csv_of_numbers_of_any_spelling(tmp_path, labels):
+    """pandas writes 0.0 … 11.0 where one label was missing."""
+    for i in range(12):
+        (tmp_path / f"{i:02d}.png").write_bytes(encoded(photo(i), "PNG"))
+    (tmp_path / "t.csv").write_text("file,class\n" + "".join(f"{i:02d}.png,{labels[i]}\n" for i in range(12)))
+    _, opened = packed(tmp_path / "t.csv", tmp_path)
+    assert opened.labels.tolist() == list(range(12))
+    assert opened.class_names == [str(k) for k in range(12)]
+
+
+@pytest.mark.parametrize("missing", ["", "nan", "NaN", "<NA>", "-1", "-1.0", "null"])
+@pytest.mark.parametrize("known", [("0", "3"), ("cat", "dog")])
+def test_rows_without_a_label(tmp_path, capsys, missing, known):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(encoded(photo(i), "PNG"))
+    (tmp_path / "t.csv").write_text(f"file,class\n0.png,{known[1]}\n1.png,{missing}\n2.png,{known[0]}\n")
+    assert "line 3: the label is" in refused(capsys, tmp_path / "t.csv", tmp_path)
+    found, opened = packed(tmp_path / "t.csv", tmp_path, "--set", "unlabelled=skip")
+    assert {key: name for key, (_, name) in found.items()} == {"0.png": known[1], "2.png": known[0]}
+    assert "1 rows without a label are left out, such as 1.png" in capsys.readouterr().out
+    found, opened = packed(tmp_path / "t.csv", tmp_path, "--set", "unlabelled=unknown")
+    assert {key: name for key, (_, name) in found.items()} == {"0.png": known[1], "1.png": "unknown", "2.png": known[0]}
+    assert opened.class_names[-1] == "unknown"
+    assert "there are: error" in refused(capsys, tmp_path / "t.csv", tmp_path, "--set", "unlabelled=no")
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [("0,1,none", "'none' is missing"), ("0,1,?", "missing"), ("0,1,2.5", "no whole number"),
+     ("0,1,1 2", "list of numbers"),
+     ("0,1,inf", ""), ("0,1,1e400", "no whole number")],
+)  # fmt: skip
+def test_labels_that_are_none(tmp_path, capsys, labels, said):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(encoded(photo(i), "PNG"))
+    (tmp_path / "t.csv").write_text("file,class\n" + "".join(f"{i}.png,{x}\n" for i, x in enumerate(labels.split(","))))
+    if said:
+        assert said in refused(capsys, tmp_path / "t.csv", tmp_path)
+    else:
+        assert packed(tmp_path / "t.csv", tmp_path)[1].class_names == labels.split(",")
+
+
+def test_names_stay_as_typed(tmp_path):
+    """A number among names is a name, with its zeros."""
+    members = {}
+    for i, label in enumerate(["007", "cat", "1.0"]):
+        members |= {f"{i}.jpg": encoded(photo(i)), f"{i}.cls": label.encode()}
+    tar_of(tmp_path / "t.tar", members)
+    assert packed(tmp_path / "t.tar", tmp_path)[1].class_names == ["007", "1.0", "cat"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "label"),
+    [("cls", "2.0", 2), ("cls", " 02\n", 2), ("json", '{"label": 2.0}', 2), ("json", '{"cls": "2"}', 2),
+     ("cls", "-1", None), ("cls", "\x02", None), ("cls", "1 2", None), ("cls", "[2]", None), ("cls", "", None),
+     ("json", '{"label": true}', None), ("json", '{"label": [2]}', None), ("json", '{"label": NaN}', None),
+     ("json", '{"label": null}', None), ("json", "2", None), ("json", '{"label": 2.5}', None)],
+)  # fmt: skip
+def test_webdataset_labels_of_any_type(tmp_path, capsys, name, text, label):
+    members = {"a.jpg": encoded(photo(1)), f"a.{name}": text.encode()}
+    tar_of(tmp_path / "t.tar", members)
+    if label is None:
+        assert f"a.{name} holds no label that can be used: " in refused(capsys, tmp_path / "t.tar", tmp_path)
+    else:
+        assert packed(tmp_path / "t.tar", tmp_path)[1].class_names[-1] == str(label)
+
+
 def test_a_number_that_is_no_class_is_refused(tmp_path, capsys):
     """Every class up to the greatest number gets a name: 10^12 of them would fill the memory."""
     (tmp_path / "x.png").write_bytes(encoded(photo(0), "PNG"))

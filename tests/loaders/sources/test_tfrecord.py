@@ -95,6 +95,58 @@ def test_tfrecord_with_no_more_than_image_and_label(tmp_path, example_class):
     assert opened.labels.tolist() == [0, 8, 16]
 
 
+@pytest.mark.parametrize(
+    ("kind", "values", "said"),
+    [("int64", [3], ""), ("float", [3.0], ""), ("bytes", [b"3"], ""), ("bytes", [b" 3.0\n"], ""),
+     ("bytes", [b"03"], ""),
+     ("int64", [3, 4], "int64_list, holds 2 values"), ("float", [3, 3], "float_list, holds 2 values"),
+     ("bytes", [b"3", b"3"], "bytes_list, holds 2 values"), ("bytes", [], "bytes_list, is empty"),
+     ("int64", [], "int64_list, is empty"), ("float", [], "float_list, is empty"),
+     (None, [], "without a list, is empty"),
+     ("float", [2.5], "float_list: the label is 2.5"), ("float", [float("nan")], "nan"),
+     ("float", [float("inf")], "inf"), ("float", [-1.0], "-1.0 is no class number"), ("bytes", [b"-1"], "-1 is no"),
+     ("int64", [-1], "-1 is no class number"), ("bytes", [b"cat"], "bytes_list, holds the name 'cat'"),
+     ("bytes", [b"\x03"], "bytes_list"), ("bytes", [b"\xff"], "bytes_list"), ("bytes", [b""], "empty")],
+)  # fmt: skip
+@pytest.mark.parametrize("packs", [True, False])
+def test_a_label_is_read_by_its_tag(tmp_path, capsys, example_class, kind, values, said, packs):
+    message = example_class()
+    message.features.feature["image/encoded"].bytes_list.value.append(encoded(photo(0)))
+    feature = message.features.feature["image/class/label"]
+    if kind:
+        listed = getattr(feature, f"{kind}_list")
+        listed.SetInParent()
+        listed.value.extend(values)
+    data = message.SerializeToString()
+    if not packs and kind in ("int64", "float") and len(values) == 1:  # each number with a tag, as proto2 writes them
+        inner = listed.SerializeToString()
+        body = inner[2:] if len(inner) < 100 else b""
+        tagged = (b"\x08" if kind == "int64" else b"\x0d") + body
+        assert example_class.FromString(data) == message
+        key = b"\x0a\x11image/class/label"
+        number = {"float": 2, "int64": 3}[kind]
+        value = bytes([number << 3 | 2, len(tagged)]) + tagged
+        entry = key + bytes([0x12, len(value)]) + value
+        del message.features.feature["image/class/label"]
+        rest = message.features.SerializeToString() + bytes([0x0A, len(entry)]) + entry
+        data = b"\x0a" + bytes([len(rest) & 0x7F | 0x80, len(rest) >> 7]) + rest
+        assert list(getattr(example_class.FromString(data).features.feature["image/class/label"],
+                            f"{kind}_list").value) == pytest.approx(values, nan_ok=True)  # fmt: skip
+    path = write_tfrecord(tmp_path / "a.tfrecord", [data])
+    if said:
+        error = refused(capsys, path, tmp_path)
+        assert said in error
+        assert "image/class/label" in error
+    else:
+        assert packed(path, tmp_path)[1].labels.tolist() == [3]
+
+
+def test_an_image_that_is_no_single_string_is_named(tmp_path, capsys, example_class):
+    for features in ({"image__encoded": 3}, {"image__encoded": [0.5]}):
+        path = write_tfrecord(tmp_path / "a", [example(example_class, image__class__label=1, **features)])
+        assert "image/encoded is a " in refused(capsys, path, tmp_path)
+
+
 def test_damaged_tfrecords_are_named(tmp_path, example_class, capsys):
     records = [record for _, record in imagenet(example_class, 0, 4)]
     whole = write_tfrecord(tmp_path / "a.tfrecord", records).read_bytes()

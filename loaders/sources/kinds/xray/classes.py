@@ -73,19 +73,26 @@ def covidx(folder: Path, side: str | None, skip: bool) -> Listing:
 
 
 def _covidx_rows(path: Path) -> list[tuple[str, str, str]]:
-    """File, patient and label of each line: index, path (perhaps with spaces), label, source."""
+    """File, patient and label of each line: PATIENT PATH LABEL SOURCE.
+
+    A patient may have spaces in it ("COVID 1 COVID(1).png positive sirm", in 943 of 15,952 lines of version 8), and so
+    may a path. Of several readings the shortest path that is there counts; the last word where none is.
+    """
     if not path.is_file():
         raise UserError(
             f"there is no {path}; COVIDx is a folder of train.txt, test.txt, train/ and test/ (of version 8 "
             f"rename its list {path.stem}_COVIDx8B.txt)"
         )
+    there = names_in(path.with_suffix(""))
     rows = []
     for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
-        words = line.split(" ")
+        words = line.split()
         if len(words) >= 4:
-            rows.append((" ".join(words[1:-2]), words[0], words[-2]))
-        elif line.strip():
-            raise UserError(f"{path}, line {number}: expected INDEX PATH LABEL SOURCE, found {line!r}")
+            readings = [" ".join(words[k:-2]) for k in range(len(words) - 3, 0, -1)]
+            file = next((name for name in readings if name in there), readings[0])
+            rows.append((file, " ".join(words[: len(words) - 2 - len(file.split())]), words[-2]))
+        elif words:
+            raise UserError(f"{path}, line {number}: expected PATIENT PATH LABEL SOURCE, found {line!r}")
     if not rows:
         raise UserError(f"{path} is empty")
     return rows

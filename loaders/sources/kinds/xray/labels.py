@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import warnings
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,6 +64,8 @@ class _Set:
     """Files of a table of rows."""
     patients: Callable
     """Patients of a table of rows; null where a row names none."""
+    unused: Mapping[str, object] = field(default_factory=dict)
+    """What torchxrayvision reads besides: what it is given for it, whatever the label file has."""
 
 
 def _mimic_files(table: pd.DataFrame) -> pd.Series:
@@ -70,13 +73,14 @@ def _mimic_files(table: pd.DataFrame) -> pd.Series:
     return "files/p" + subject.str[:2] + "/p" + subject + "/s" + study + "/" + table["dicom_id"] + ".jpg"
 
 
-_METADATA = ("subject_id", "study_id", "dicom_id", "ViewPosition", "StudyDate")
+_METADATA = ("subject_id", "study_id", "dicom_id", "ViewPosition")
 _SETS = {
     "chexpert": _Set(
         "CheX_Dataset",
-        ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", "No Finding", *_FINDINGS),
+        ("Path", "Frontal/Lateral", "AP/PA", "No Finding", *_FINDINGS),
         lambda table: table["Path"].str.replace(r"^CheXpert-v1\.0(-small)?/", "", regex=True),
         lambda table: table["Path"].str.extract(r"/patient(\d+)/", expand=False),
+        {"Sex": "Unknown", "Age": 0},
     ),
     "mimic": _Set(
         "MIMIC_Dataset",
@@ -86,15 +90,17 @@ _SETS = {
     ),
     "nih": _Set(
         "NIH_Dataset",
-        ("Image Index", "Finding Labels", "Patient ID", "Patient Age", "View Position"),
+        ("Image Index", "Finding Labels", "Patient ID", "View Position"),
         lambda table: table["Image Index"],
         lambda table: table["Patient ID"],
+        {"Patient Gender": "", "Patient Age": 0},
     ),
     "padchest": _Set(
         "PC_Dataset",
-        ("ImageID", "Labels", "PatientID", "PatientBirth", "PatientSex_DICOM", "Projection", "StudyDate_DICOM"),
+        ("ImageID", "Labels", "PatientID", "PatientBirth", "Projection"),
         lambda table: table["ImageID"],
         lambda table: table["PatientID"],
+        {"PatientSex_DICOM": "", "StudyDate_DICOM": 20190101},
     ),
 }
 
@@ -108,14 +114,17 @@ def read_labels(name: str, folder: Path, file: Path | None = None, metadata: Pat
     UserError for a file that is none, or that lacks a column.
     """
     made = _SETS[name]
-    words = {}
-    if file is not None:
-        table = read_table(file, made.columns)
-        words["csvpath"] = _named_after_rows(file, table) if name == "chexpert" else str(file)
-    if metadata is not None:
-        read_table(metadata, _METADATA)
-        words["metacsvpath"] = str(metadata)
-    dataset = _dataset(made.reader, folder, words)
+    with TemporaryDirectory() as made_here:
+        words = {}
+        if file is not None:
+            table = read_table(file, made.columns)
+            path = _rewritten(Path(made_here, "labels.csv"), table, made.unused)
+            words["csvpath"] = _named_after_rows(path, table, file) if name == "chexpert" else str(path)
+        if metadata is not None:
+            path = Path(made_here, "metadata.csv")
+            words["metacsvpath"] = str(_rewritten(path, read_table(metadata, _METADATA), {"StudyDate": 0}))
+        given = " and ".join(str(each) for each in (file, metadata) if each is not None)
+        dataset = _dataset(made.reader, folder, words, given or "the label file that it ships")
     table, labels = dataset.csv.reset_index(drop=True), np.asarray(dataset.labels, np.float32)
     names = [str(label) for label in dataset.pathologies]
     place = str(file or dataset.csvpath)
@@ -137,6 +146,15 @@ def read_labels(name: str, folder: Path, file: Path | None = None, metadata: Pat
     _check_rows(files, labels, patients.isna().to_numpy(), place)
     views = table["view"].astype(str).to_numpy(object)
     return Labels(files, labels, tuple(names), views, patients.astype(str).to_numpy(object))
+
+
+def _rewritten(path: Path, table: pd.DataFrame, unused: Mapping[str, object]) -> Path:
+    """A label file for torchxrayvision, in which what this module does not use is as it expects that.
+
+    So an age such as 058Y, as in NIH's table of 2017, or a column that is missing is no reason to refuse a file.
+    """
+    table.assign(**unused).to_csv(path, index=False)
+    return path
 
 
 def read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
@@ -181,9 +199,9 @@ class _ChexpertFile(str):
         return word == self.side
 
 
-def _named_after_rows(file: Path, table: pd.DataFrame) -> _ChexpertFile:
+def _named_after_rows(path: Path, table: pd.DataFrame, file: Path) -> _ChexpertFile:
     first = str(table["Path"].iloc[0]) if len(table) else ""
-    named = _ChexpertFile(file)
+    named = _ChexpertFile(path)
     named.side = "train" if "train/" in first else "valid"
     if f"{named.side}/" not in first:
         example = "train/patient00001/study1/view1_frontal.jpg"
@@ -191,7 +209,7 @@ def _named_after_rows(file: Path, table: pd.DataFrame) -> _ChexpertFile:
     return named
 
 
-def _dataset(reader: str, folder: Path, words: dict[str, str]) -> Any:
+def _dataset(reader: str, folder: Path, words: dict[str, str], found: str) -> Any:
     """One of torchxrayvision's datasets, of all views and images."""
     try:
         from torchxrayvision import datasets  # imports torch and pandas: slow, and no other source needs it
@@ -204,7 +222,6 @@ def _dataset(reader: str, folder: Path, words: dict[str, str]) -> Any:
             warnings.simplefilter("ignore")  # pandas' about code of torchxrayvision
             return getattr(datasets, reader)(str(folder), **words, views=["*"], unique_patients=False)
     except Exception as error:  # it raises bare ones, and pandas whatever a strange file leads to
-        found = " and ".join(words.values()) or "the label file that it ships"
         raise UserError(
             f"torchxrayvision's {reader} cannot read {found} ({type(error).__name__}: {error});"
             " is this the label file of this set, as published?"

@@ -248,7 +248,7 @@ def test_input_that_cannot_be_used(tmp_path, capsys, source, options, said):
 @pytest.mark.parametrize(
     ("text", "said"),
     [("Image Index,Finding_Labels\n", "lacks the column 'Finding Labels', 'Patient ID'"), ("", "cannot be read"),
-     (f"{COLUMNS}\n1.png,Mass,1,50,PA\n", "KeyError"), (f"{COLUMNS},Patient Sex\n", "cannot read|no rows"),
+     (f"{COLUMNS},Patient Sex\n", "cannot read|no rows"),
      (f"{COLUMNS},Patient Sex\n1.png,Mass,,50,PA,M\n", "name no patient, such as 1.png"),
      (f"{COLUMNS},Patient Sex\n,Mass,1,50,PA,M\n2.png,Mass,1,50,PA,M\n", "1 rows name no image"),
      (f"{COLUMNS},Patient Sex\n1.png,Mass|Lump,1,50,PA,M\n", "the finding 'Lump' is none of Atelectasis")],
@@ -274,3 +274,34 @@ def test_label_files_of_chexpert_that_cannot_be_used(tmp_path, capsys):
 def test_without_torchxrayvision_it_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchxrayvision", None)
     assert "pip install torchxrayvision" in refused(capsys, f"xray:nih:{tmp_path}", tmp_path)
+
+
+AGES = {"nih": "Patient Age", "chexpert": "Age", "padchest": "StudyDate_DICOM"}
+SEXES = {"nih": "Patient Gender", "chexpert": "Sex", "padchest": "PatientSex_DICOM"}
+
+
+@pytest.mark.parametrize("name", AGES)
+@pytest.mark.parametrize("how", ["058Y", "absent", ""])
+def test_what_is_not_used_is_no_reason_to_refuse(tmp_path, name, how):
+    """NIH's table of 2017 has ages such as 058Y."""
+    table = read_shipped(name).head(200).drop(columns=["Patient Sex"], errors="ignore")
+    others = [AGES[name], SEXES[name]]
+    table.assign(**{SEXES[name]: "M"}).to_csv(tmp_path / "plain.csv", index=False)
+    strange = (
+        table.drop(columns=others, errors="ignore") if how == "absent" else table.assign(**dict.fromkeys(others, how))
+    )
+    strange.to_csv(tmp_path / "strange.csv", index=False)
+    plain, found = (read_labels(name, tmp_path, tmp_path / f"{file}.csv") for file in ("plain", "strange"))
+    assert len(found) > 100
+    for column in ("files", "values", "views", "patients"):
+        np.testing.assert_array_equal(getattr(found, column), getattr(plain, column))
+    if name == "nih":
+        assert found.files.tolist() == table["Image Index"].tolist()
+
+
+def test_dates_of_mimic_are_not_used(tmp_path):
+    images = mimic_set(tmp_path)
+    metadata = tmp_path / "mimic-cxr-2.0.0-metadata.csv"
+    pd.read_csv(metadata).drop(columns="StudyDate").to_csv(metadata, index=False)
+    found = read_labels("mimic", tmp_path, tmp_path / "mimic-cxr-2.0.0-chexpert.csv", metadata)
+    assert sorted(found.files) == sorted(images["file"])

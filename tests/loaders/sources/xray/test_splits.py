@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from torchxrayvision.datasets import NLMTB_Dataset
 
+from loaders.errors import UserError
 from loaders.sources.kinds.xray import source as xray
 from loaders.sources.kinds.xray.labels import read_labels
 from loaders.sources.kinds.xray.splits import held_out, side_of_split
@@ -196,3 +197,28 @@ def test_covidx_in_a_pack(tmp_path, capsys, labels):
     assert len(pack_of(source, tmp_path, "--set", "missing=skip")) == 18
     (tmp_path / "test.txt").write_text("1 x.png\n")
     assert "test.txt, line 1" in refused(capsys, source, tmp_path)
+
+
+def test_patients_and_paths_of_covidx_may_have_spaces(tmp_path):
+    """Lines as version 8 has them in COVID-Net's labels/train_COVIDx8B.txt, and one whose path has spaces."""
+    rows = [
+        ("COVID 1", "COVID(1).png", "positive", "sirm"),
+        ("COVID 100", "COVID(100).png", "positive", "sirm"),
+        ("SITE2-000265", "MIDRC-RICORD-1C-SITE2-000265-99793-1.png", "positive", "ricord"),
+        ("7", "an image of 7.png", "negative", "rsna"),
+        ("COVID 1", "COVID(2).png", "positive", "sirm"),
+    ]
+    for side in ("train", "test"):
+        (tmp_path / f"{side}.txt").write_text("".join(" ".join(row) + "\n" for row in rows))
+        stand_ins(tmp_path, [f"{side}/{row[1]}" for row in rows], "PNG")
+    listing = xray.listing(f"xray:covidx:{tmp_path}", "train")
+    expected = {f"train/{file}": (label, patient) for patient, file, label, _ in rows}
+    assert {item.key: listing.class_names[item.label] for item in listing.items} == {
+        key: label for key, (label, _) in expected.items()
+    }
+    groups = {item.key: item.group for item in listing.items}
+    assert groups["train/COVID(1).png"] == groups["train/COVID(2).png"] != groups["train/COVID(100).png"]
+    assert groups["train/an image of 7.png"] == 7
+    (tmp_path / "train/COVID(1).png").unlink()
+    with pytest.raises(UserError, match=r"lacks 1 of 5 images of covidx: train/COVID\(1\)\.png"):
+        xray.listing(f"xray:covidx:{tmp_path}", "train")
