@@ -191,5 +191,6 @@ def read_weights(place: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, 
     path = Path(place)
     if path.is_dir():
         folder = checkpoint.find(path)
+        checkpoint.check_weights(folder)
         return weights.load(folder / checkpoint.WEIGHTS), checkpoint.describe(folder)
     return weights.load(path), {}

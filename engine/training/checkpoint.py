@@ -2,9 +2,10 @@
 
     RUN/checkpoints/step-00001000/weights.safetensors   parameters by their published names, fp32
                                   state.pt              optimizer, loss scaler, step
-                                  about.json            network, classes, step, images seen
+                                  about.json            network, classes, step, images seen, SHA-256 of all three
 
-A checkpoint is written to a temporary folder, synced, and renamed: a folder with the right name is whole.
+A checkpoint is written to a temporary folder, synced, and renamed: a folder with the right name was whole. Whether it
+still is, its checksums say: a run goes on from the newest checkpoint that is sound.
 
     RUN/checkpoints/diverged-00001000/    the same of weights that are no numbers any more, and diagnosis.json
 
@@ -13,24 +14,29 @@ is for people: nothing goes on from it.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import os
-import pickle
+import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from engine.network.weights import FOLDER_FILE
+from engine.whole import sync_folder
 from loaders.errors import UserError
 
 WEIGHTS, STATE, ABOUT, DIAGNOSIS = FOLDER_FILE, "state.pt", "about.json", "diagnosis.json"
+_NAME = re.compile(r"step-(\d{8,})")
+_LEFTOVER = re.compile(r"\.((?:step|diverged)-\d{8,})\.(writing|replaced)")
 
 
 @dataclass(frozen=True)
@@ -56,9 +62,13 @@ def save(
     """
     final = folder / f"step-{state['step']:08d}"
     temporary = _write(final, model, state, {ABOUT: about})
-    if final.exists():  # the same step of a run that was resumed from before it
-        shutil.rmtree(final)
+    replaced = folder / f".{final.name}.replaced"
+    if final.exists():  # it has a name all the time, and `tidy` gives it back its own where a kill comes in between
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
     temporary.rename(final)
+    sync_folder(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
     for old in complete(folder)[:-keep]:
         shutil.rmtree(old)
     return final
@@ -77,6 +87,7 @@ def set_beside(
         if (old / DIAGNOSIS).is_file():
             shutil.rmtree(old)
     temporary.rename(final)
+    sync_folder(folder)
     return final
 
 
@@ -88,13 +99,27 @@ def _write(final: Path, model: nn.Module, state: Mapping[str, Any], said: Mappin
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     save_file(weights, temporary / WEIGHTS)
     torch.save(dict(state), temporary / STATE)
+    files = {name: _sha256(temporary / name) for name in (WEIGHTS, STATE)}
     for name, values in said.items():
+        values = _sealed({**values, "files": files}) if name == ABOUT else values
         (temporary / name).write_text(json.dumps(dict(values), indent=1) + "\n")
     (temporary / WEIGHTS).chmod((temporary / ABOUT).stat().st_mode)  # safetensors lets nobody else read its files
     for path in temporary.iterdir():
         with open(path, "rb") as file:
             os.fsync(file.fileno())
+    sync_folder(temporary)
     return temporary
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sealed(about: Mapping[str, Any]) -> dict[str, Any]:
+    """A description, and the checksum of what it says."""
+    said = {name: value for name, value in about.items() if name != "sha256"}
+    return said | {"sha256": hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()}
 
 
 def finite(tensors: Iterable[torch.Tensor]) -> bool:
@@ -104,8 +129,44 @@ def finite(tensors: Iterable[torch.Tensor]) -> bool:
 
 
 def complete(folder: Path) -> list[Path]:
-    """The checkpoints below `folder`, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if (path / ABOUT).is_file())
+    """The checkpoints below `folder`, oldest first. Other names than ours are nobody's business here."""
+    found = [(int(name[1]), path) for path in folder.glob("step-*") if (name := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found) if path.is_dir() and not path.is_symlink()]
+
+
+def tidy(folder: Path) -> None:
+    """Remove what saves that were killed have left below `folder`; what was to be replaced, and was not, comes back."""
+    for path in folder.glob(".*"):
+        name = _LEFTOVER.fullmatch(path.name)
+        if name and name[2] == "replaced" and not (folder / name[1]).exists():
+            path.rename(folder / name[1])
+        elif name:
+            shutil.rmtree(path)
+
+
+def newest_sound(folder: Path, mine: Mapping[str, Any]) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:
+    """The newest sound checkpoint below `folder`, and the newer ones with what is wrong with each.
+
+    mine: what the run says of itself. UserError where a sound checkpoint is of another run, or where there are
+    checkpoints and none is sound.
+    """
+    damaged: list[tuple[Path, str]] = []
+    for path in reversed(complete(folder)):
+        try:
+            agree(_described(path), mine, path)
+            return _load(path, named=True), damaged
+        except _Damaged as error:
+            damaged.append((path, str(error)))
+    if damaged:
+        said = "; ".join(f"{path.name}: {reason}" for path, reason in damaged)
+        raise UserError(f"{folder} holds no sound checkpoint ({said}); choose another folder=… to start anew")
+    return None, []
+
+
+def set_aside(damaged: Path) -> Path:
+    """Give a damaged checkpoint a name that nothing takes it by, for people to look at; the new name."""
+    number = next(n for n in itertools.count() if not damaged.with_name(f"damaged-{n}-{damaged.name}").exists())
+    return damaged.rename(damaged.with_name(f"damaged-{number}-{damaged.name}"))
 
 
 def find(place: str | Path) -> Path:
@@ -122,22 +183,74 @@ def find(place: str | Path) -> Path:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """The description of the checkpoint folder `path`, without its tensors."""
-    try:
-        return json.loads((path / ABOUT).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path / ABOUT} cannot be read ({error}); remove {path} to go on from an older one") from error
+    """The description of the checkpoint folder `path`, without its tensors. UserError where it is damaged."""
+    with _told(path):
+        return _described(path)
 
 
 def load(path: Path) -> Checkpoint:
     """Read the checkpoint folder `path`. UserError where a file is missing, truncated, or not what it should be."""
-    about = describe(path)
+    with _told(path):
+        return _load(path)
+
+
+def check_weights(path: Path) -> None:
+    """UserError unless the weights of the checkpoint folder `path` are what was written."""
+    with _told(path):
+        _compare(path, _described(path), WEIGHTS)
+
+
+class _Damaged(Exception):
+    """What is wrong with a checkpoint."""
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except _Damaged as error:
+        others = [other for other in complete(path.parent) if other != path]
+        advice = f"there is {others[-1]} too" if others else "copy it again"
+        raise UserError(f"checkpoint {path} is damaged: {error}; {advice}") from error
+
+
+def _described(path: Path) -> dict[str, Any]:
+    try:
+        about = json.loads((path / ABOUT).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise _Damaged(f"{ABOUT} cannot be read ({error})") from error
+    if not isinstance(about, dict):
+        raise _Damaged(f"{ABOUT} is no description: it holds {_short(about)}")
+    if ("sha256" in about) != ("files" in about) or ("files" in about and _sealed(about) != about):
+        raise _Damaged(f"{ABOUT} does not match its checksum")  # older ones have neither
+    return about
+
+
+def _compare(path: Path, about: Mapping[str, Any], name: str) -> None:
+    try:
+        if "files" in about and _sha256(path / name) != about["files"].get(name):
+            raise _Damaged(f"{name} does not match its checksum")
+    except OSError as error:
+        raise _Damaged(f"{name} cannot be read ({error})") from error
+
+
+def _load(path: Path, named: bool = False) -> Checkpoint:
+    """`named`: the folder's name has to tell the step."""
+    about = _described(path)
+    for name in (WEIGHTS, STATE):
+        _compare(path, about, name)
     try:
         weights = load_file(path / WEIGHTS)
         state = torch.load(path / STATE, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"checkpoint {path} is damaged ({reason}); remove it to go on from an older one") from error
+    except Exception as error:  # the parsers raise whatever the broken bytes lead them to
+        raise _Damaged(f"it cannot be read ({(str(error).splitlines() or [type(error).__name__])[0]})") from error
+    if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+        raise _Damaged(f"{STATE} names no step")
+    steps = [state["step"], about.get("step", state["step"]), int(path.name[5:]) if named else state["step"]]
+    if len(set(steps)) > 1:
+        raise _Damaged(f"{STATE}, {ABOUT} and its name are of steps {steps[0]}, {steps[1]} and {steps[2]}")
+    if not finite(value for value in weights.values() if value.is_floating_point()):
+        raise _Damaged(f"{WEIGHTS} holds numbers that are not finite")
     return Checkpoint(path, weights, state, about)
 
 

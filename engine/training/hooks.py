@@ -155,6 +155,7 @@ class SaveCheckpoints:
 
     def __init__(self, folder: Path, about: Mapping[str, Any], keep: int, intervals: Sequence[float]) -> None:
         self._folder, self._about, self._keep, self._intervals = folder, dict(about), keep, tuple(intervals)
+        self._newest = -1  # step
 
     def after_step(self, trainer: Trainer) -> None:
         due = any(crossed(trainer.step, interval) for interval in self._intervals)
@@ -162,7 +163,9 @@ class SaveCheckpoints:
             self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
-        """Write a checkpoint now. All ranks call it."""
+        """Write a checkpoint now, unless this step has one. All ranks call it."""
+        if trainer.step == self._newest:
+            return
         with trainer.meter.paused():
             bad = trainer.comm.sum_(torch.tensor([float(not trainer.finite())]), "finite").item()
             if bad:
@@ -171,6 +174,7 @@ class SaveCheckpoints:
                 raise SharedError(f"{reason}; {self.diagnose(trainer, reason)}. {_ADVICE}")
             if trainer.comm.leads:
                 checkpoint.save(self._folder, trainer.model, trainer.state(), self._described(trainer), self._keep)
+        self._newest = trainer.step
 
     def diagnose(self, trainer: Trainer, reason: str) -> str:
         """Set the state of a run that diverged beside the checkpoints; what is kept, for people. All ranks call it."""

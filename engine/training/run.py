@@ -51,8 +51,7 @@ def train(run: Run, comm: Communicator, *, quiet: bool = False) -> dict[str, flo
     """
     speaks = comm.leads and not quiet
     refuse_shared_gpus(run.parts.precision.device, comm)
-    with comm.together():
-        newest = _newest(run)
+    newest, passed_over = _newest(run, comm)
     step = 0 if newest is None else newest.state["step"]
     progress = hooks.Progress(step, run.times.total_steps, run.global_batch, speaks)
     log = metrics.MetricLog(run.folder) if run.folder and comm.leads else None
@@ -72,6 +71,8 @@ def train(run: Run, comm: Communicator, *, quiet: bool = False) -> dict[str, flo
         _introduce(run, comm)
     if log and run.folder:
         _keep_surroundings(run, run.folder, comm)
+    if passed_over:
+        progress.say(passed_over)
     if newest is not None:
         progress.say(f"goes on from {newest.path}, step {step} of {run.times.total_steps}")
     if step == run.times.total_steps:
@@ -140,17 +141,31 @@ def _hooks(
     return [*found, hooks.StopOnSignal(saving)]
 
 
-def _newest(run: Run) -> checkpoint.Checkpoint | None:
-    """The checkpoint to go on from; UserError where the folder is another run's, or should be new and is not."""
-    found = checkpoint.complete(run.folder / "checkpoints") if run.folder else []
-    if found and run.resume == "never":
-        raise UserError(
-            f"{run.folder} holds checkpoints up to {found[-1].name}; choose another folder=…, or resume=auto"
-        )
-    if not found:
-        return None
-    checkpoint.agree(checkpoint.describe(found[-1]), run.parts.about, found[-1])
-    return checkpoint.load(found[-1])
+def _newest(run: Run, comm: Communicator) -> tuple[checkpoint.Checkpoint | None, str]:
+    """The checkpoint to go on from, and what was passed over, for people.
+
+    UserError on all ranks where the folder is another run's, or should be new and is not. Rank 0 compares checksums.
+    """
+    if run.folder is None:
+        return None, ""
+    folder, found, name, said = run.folder / "checkpoints", None, None, ""
+    with comm.together():
+        if comm.leads:
+            there = checkpoint.complete(folder)
+            if there and run.resume == "never":
+                raise UserError(
+                    f"{run.folder} holds checkpoints up to {there[-1].name}; choose another folder=…, or resume=auto"
+                )
+            checkpoint.tidy(folder)
+            found, damaged = checkpoint.newest_sound(folder, run.parts.about)
+            name = None if found is None else found.path.name
+            passed = [f"{path} is damaged, {why}: it is now {checkpoint.set_aside(path).name}" for path, why in damaged]
+            said = "\n".join(passed)
+    name = comm.exchange(name)[0]
+    with comm.together():
+        if name is not None and not comm.leads:
+            found = checkpoint.load(folder / name)
+    return found, said
 
 
 def _introduce(run: Run, comm: Communicator) -> None:

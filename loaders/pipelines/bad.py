@@ -6,6 +6,7 @@ import numpy as np
 
 from loaders.errors import UserError
 from loaders.packs.shard import Pack
+from loaders.pipelines.heading import fault
 
 UNSOUND = "its bytes do not match their checksum"
 _LOG = logging.getLogger(__name__)
@@ -40,11 +41,19 @@ class BadRecords:
                 if record not in self.found:
                     self.report(record, UNSOUND)
 
+    def look(self, ids: np.ndarray) -> None:
+        """Note those of `ids` (b,) that do not begin and end as images of the sizes in the index."""
+        sizes = self._pack.sizes[ids].tolist()
+        for record, data, (height, width) in zip(ids.tolist(), self._pack.records(ids), sizes, strict=True):
+            if record not in self.found and (said := fault(data, height, width)):
+                self.report(record, said)
+
     def replaced(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """ids (b,) with each bad one replaced by the next good one of the pool, and (b,) bool: False for those."""
         bad = np.isin(ids, list(self.found))
-        if bad.any():
-            ids = np.where(bad, [self._next_good(i) for i in ids.tolist()], ids)
+        while np.isin(ids, list(self.found)).any():
+            ids = np.array([self._next_good(i) for i in ids.tolist()])
+            self.look(ids[bad])  # what takes a bad one's place may be bad too
         return ids, ~bad
 
     def _next_good(self, record: int) -> int:

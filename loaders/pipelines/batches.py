@@ -126,6 +126,7 @@ class Batches:
         """Pass the requests on without bad records, remembering what is in flight."""
         for wanted in self._wanted:
             self._bad.check(wanted.ids, self._how.check)
+            self._bad.look(wanted.ids)
             one = self._request(wanted)
             self._pending.append((wanted, one))
             yield one

@@ -298,3 +298,21 @@ def test_a_loss_that_is_no_number_names_the_checkpoint_that_is_kept(digits, tmp_
     with pytest.raises(SharedError, match=f"{what}.*{kept}.*diverged-00000007"):
         run(digits, tmp_path / "run", "train.eval_every=0.7", *(["train.checkpoint_every=4"] if saved else []))
     assert len(checkpoint.complete(tmp_path / "run" / "checkpoints")) == saved
+
+
+@pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.ABOUT])
+def test_a_damaged_checkpoint_is_named_and_an_older_one_taken(digits, tmp_path, capsys, name):
+    run(digits, tmp_path / "run", "train.checkpoint_every=4")
+    expected, folder = newest(tmp_path / "run"), tmp_path / "run" / "checkpoints"
+    damaged = folder / "step-00000012" / name
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 4
+    damaged.write_bytes(data)
+    (folder / ".step-00000013.writing").mkdir()
+    run(digits, tmp_path / "run", "train.checkpoint_every=4")
+    said = capsys.readouterr().out
+    assert f"step-00000012 is damaged, {name} " in said
+    assert re.search(r"goes on from \S+step-00000010, step 10 of 12", said)
+    names = ["damaged-0-step-00000012", "step-00000010", "step-00000012"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert all(torch.equal(value, expected[name]) for name, value in newest(tmp_path / "run").items())
