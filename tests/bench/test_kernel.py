@@ -5,7 +5,7 @@ import torch
 
 from bench import kernel
 from bench.measured import kernel as measured
-from bench.measured import timing
+from bench.measured import norm, timing
 from engine import compiled
 
 SMALL = "R8x0.25-8px"
@@ -63,3 +63,23 @@ def test_bad_requests(words, message, capsys):
         kernel.main(words)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_group_norm_at_the_shapes_of_a_network():
+    assert norm.shapes("R50x1", 224)[256, 56] == 3  # its first block: units 2 and 3, and what enters the second
+    assert sum(norm.shapes("R50x1", 224).values()) == 3 * 16 + 1
+    if not compiled.loaded():
+        pytest.skip("engine._C is not built: python setup.py build_ext --inplace")
+    report = norm.run(SMALL, 2, size=8, batch=2)
+    assert {fact["shape"] for fact in report["shapes"]} == {f"{c}x{s}x{s}" for c, s in norm.shapes(SMALL, 8)}
+    for fact in report["shapes"]:
+        ours, theirs = (report["milliseconds"][f"{fact['shape']} {name}"]["median"] for name in (norm.OURS, norm.PEER))
+        assert fact["speedup"] == pytest.approx(theirs / ours)
+    assert "geometric mean" in norm.show(report)
+
+
+def test_group_norm_has_no_kernel_for_gpus(capsys):
+    with pytest.raises(SystemExit) as stop:
+        kernel.main(["--op", "group_norm_relu", "--device", "cuda"])
+    assert stop.value.code == 2
+    assert "the operator is for the CPU" in capsys.readouterr().err

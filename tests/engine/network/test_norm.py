@@ -262,8 +262,8 @@ def test_fifty_steps_of_a_network_agree_with_the_plain_path(monkeypatch):
     plain = losses(copy.deepcopy(start), images, labels)
     right = losses(copy.deepcopy(start).double(), images.double(), labels)
     assert (right[0] - right[-1]).abs() > 1e-3
-    # Rounding at first; later a ReLU that rounding puts on the other side of its kink moves the loss by up to 1e-4, also
-    # that of the plain path beside float64.
+    # Rounding at first; later a ReLU that rounding puts on the other side of its kink moves the loss by up to 1e-4, as
+    # it does between the plain path and float64.
     for a, b in ((fused, plain), (fused, right), (plain, right)):
         assert (a - b)[:3].abs().max() < 2e-6
         assert (a - b).abs().max() < 5e-4
