@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from engine.network.weights import FOLDER_FILE
-from engine.whole import sync_folder
+from engine.whole import json_text, sync_folder
 from loaders.errors import UserError
 
 WEIGHTS, STATE, ABOUT, DIAGNOSIS = FOLDER_FILE, "state.pt", "about.json", "diagnosis.json"
@@ -102,7 +102,7 @@ def _write(final: Path, model: nn.Module, state: Mapping[str, Any], said: Mappin
     files = {name: _sha256(temporary / name) for name in (WEIGHTS, STATE)}
     for name, values in said.items():
         values = _sealed({**values, "files": files}) if name == ABOUT else values
-        (temporary / name).write_text(json.dumps(dict(values), indent=1) + "\n")
+        (temporary / name).write_text(json_text(dict(values), indent=1) + "\n")
     (temporary / WEIGHTS).chmod((temporary / ABOUT).stat().st_mode)  # safetensors lets nobody else read its files
     for path in temporary.iterdir():
         with open(path, "rb") as file:
@@ -119,7 +119,7 @@ def _sha256(path: Path) -> str:
 def _sealed(about: Mapping[str, Any]) -> dict[str, Any]:
     """A description, and the checksum of what it says."""
     said = {name: value for name, value in about.items() if name != "sha256"}
-    return said | {"sha256": hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()}
+    return said | {"sha256": hashlib.sha256(json_text(said, sort_keys=True).encode()).hexdigest()}
 
 
 def finite(tensors: Iterable[torch.Tensor]) -> bool:
