@@ -214,7 +214,8 @@ def test_a_run_that_diverges_does_not_end_the_others(file, capsys, monkeypatch, 
      ({"shots": ["²"]}, "shots=²"), ({"seeds": [-1]}, "seed=-1"), ({"seeds": [True]}, "true is not a whole number"),
      ({"seeds": []}, "nothing would run"), ({"set": ["lr=3"]}, "expected settings"),
      ({"set": {"shots": 7}}, "say it with shots: …"), ({"set": {"data": {"name": "x"}}}, "say it with targets: …"),
-     ({"targets": {"a": {"train": [["x.h5"]], "test": 5}}}, "expected the file of a pack"), ({"set": {}}, "of which network"),
+     ({"targets": {"a": {"train": [["x.h5"]], "test": 5}}}, "expected the file of a pack"),
+     ({"set": {}}, "of which network"),
      ({"set": {"model": "R50x5"}}, "no network is called 'R50x5'")],
 )  # fmt: skip
 def test_a_sweep_that_cannot_run_does_not_start(file, tmp_path, capsys, changes, said):
