@@ -101,8 +101,9 @@ def _write(final: Path, model: nn.Module, state: Mapping[str, Any], said: Mappin
     torch.save(dict(state), temporary / STATE)
     files = {name: _sha256(temporary / name) for name in (WEIGHTS, STATE)}
     for name, values in said.items():
-        values = _sealed({**values, "files": files}) if name == ABOUT else values
-        (temporary / name).write_text(json_text(dict(values), indent=1) + "\n")
+        if name == ABOUT:  # sealed as it will be read
+            values = _sealed({**json.loads(json_text(values)), "files": files})
+        (temporary / name).write_text(json_text(values, indent=1) + "\n")
     (temporary / WEIGHTS).chmod((temporary / ABOUT).stat().st_mode)  # safetensors lets nobody else read its files
     for path in temporary.iterdir():
         with open(path, "rb") as file:
@@ -119,7 +120,7 @@ def _sha256(path: Path) -> str:
 def _sealed(about: Mapping[str, Any]) -> dict[str, Any]:
     """A description, and the checksum of what it says."""
     said = {name: value for name, value in about.items() if name != "sha256"}
-    return said | {"sha256": hashlib.sha256(json_text(said, sort_keys=True).encode()).hexdigest()}
+    return said | {"sha256": hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()}
 
 
 def finite(tensors: Iterable[torch.Tensor]) -> bool:
