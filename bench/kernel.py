@@ -9,7 +9,6 @@ in the same run, moves the 20 bytes a parameter that a step with momentum must m
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from engine.whole import json_text
 from loaders.errors import UserError
 
 USAGE_ERROR = 2
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
-    text = json.dumps(report, indent=1)
+    text = json_text(report, indent=1)
     if arguments.json == "-":
         print(text)
         return

@@ -5,13 +5,13 @@ times a number of them. Only ratios within a run mean something.
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from engine.whole import json_text
 from loaders.errors import UserError
 
 
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(turns.table(rates, compared))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        options.out.write_text(json_text(result, indent=1) + "\n")
     if options.plot:
         turns.plot(result, options.plot)
     return 0

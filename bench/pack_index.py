@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from engine.whole import json_text
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -78,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print({name: value for name, value in result.items() if name.startswith(("index", "write", "open", "table"))})
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        options.out.write_text(json_text(result, indent=1) + "\n")
     return 0
 
 

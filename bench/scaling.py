@@ -7,7 +7,6 @@ each size. Elsewhere: models, and marks every row so. docs/scaling.md reads the 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from bench.model.scaling import predict, sweep
 from bench.model.whatif import at_precision, scaled, what_if
 from engine.comm.launch import detect_launch
 from engine.network import family
+from engine.whole import json_text
 from loaders.errors import UserError
 
 USAGE_ERROR = 2
@@ -125,7 +125,7 @@ def model(arguments: argparse.Namespace) -> None:
         content = {"rows": [row.as_json() for row in rows], "hardware": {"cluster": cluster.name, **hardware},
                    "profile": asdict(profile), "what_if": arguments.what_if, "calibrated": calibrated}  # fmt: skip
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+        arguments.json.write_text(json_text(content, indent=1) + "\n")
     place = arguments.plot or (None if arguments.json else Path("scaling.png"))
     if place:
         title = f"{profile.network}, {profile.batch} images a GPU, {profile.precision}, {cluster.name}: modelled"

@@ -7,7 +7,6 @@ and peak memory. Synthetic images, or a pack. `--json FILE` holds a profile that
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from engine.network import family
+from engine.whole import json_text
 from loaders.errors import UserError
 
 USAGE_ERROR = 2
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         print(describe(result))
         if arguments.json:
             arguments.json.parent.mkdir(parents=True, exist_ok=True)
-            arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+            arguments.json.write_text(json_text(result, indent=1) + "\n")
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USAGE_ERROR)

@@ -112,7 +112,11 @@ def start(
 
     A UserError that all ranks share is printed by rank 0. Whatever happens to one rank alone ends the others too.
     """
-    launch = detect_launch()
+    try:
+        launch = detect_launch()
+    except UserError as error:  # the environment is the same for all ranks, or nobody knows who they are
+        _say(f"error: {error}")
+        sys.exit(USAGE_ERROR)
     runs, unusable = [], None
     try:
         runs = [load(schema, recipe, chosen, kind) for chosen in variants(overrides, several)]

@@ -1,6 +1,7 @@
 """python -m loaders.pack: images in, packed HDF5 out."""
 
 import argparse
+import os
 import resource
 import signal
 import sys
@@ -87,7 +88,9 @@ def _pack_command(argv: Sequence[str]) -> int:
     try:
         report = pack(source, dest, options, ranks=ranks)
     except (UserError, OSError) as error:
-        return _failed(error, speaks=ranks.rank == 0)  # the same on all ranks
+        nameless = isinstance(error, OSError) and not error.filename
+        said = OSError(f"packing {source} into {dest}: {error}") if nameless else error
+        return _failed(said, speaks=ranks.rank == 0)  # the same on all ranks
     except BaseException:  # on this rank alone: the others would wait for it
         if ranks.size > 1:
             traceback.print_exc()
@@ -186,7 +189,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {"verify": _verify_command, "info": _info_command}
     command = commands.get(argv[0]) if argv else None
     try:
-        return command(argv[1:]) if command else _pack_command(argv)
+        code = command(argv[1:]) if command else _pack_command(argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `… | head` ends it without a word, as it ends other programs
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return 141
     except (UserError, OSError) as error:
         return _failed(error)
     except KeyboardInterrupt:

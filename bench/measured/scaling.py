@@ -24,6 +24,7 @@ from bench.model.facts import number
 from bench.model.report import Row
 from engine.comm.launch import detect_launch
 from engine.comm.mpirun import waiting
+from engine.whole import json_text
 from loaders.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,7 +118,7 @@ def report(
             "losses_agree": agree,
         }
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+        arguments.json.write_text(json_text(content, indent=1) + "\n")
     if arguments.plot:
         title = f"{setup.network}, {setup.batch} images a rank, {setup.precision}: measured"
         scaling_report.figure(rows, None, arguments.plot, title)

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from engine.comm.communicator import Communicator, Handle
-from engine.comm.launch import Launch, rendezvous
+from engine.comm.launch import Launch, rendezvous, url
 from loaders.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class TorchCommunicator(Communicator):
         self._dist = dist
         dist.init_process_group(
             backend,
-            init_method=f"tcp://{address}:{port}" if "TORCHELASTIC_RUN_ID" not in os.environ else "env://",
+            init_method=url(address, port) if "TORCHELASTIC_RUN_ID" not in os.environ else "env://",
             rank=launch.rank,
             world_size=launch.size,
             timeout=timedelta(minutes=10),

@@ -18,6 +18,7 @@ import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from engine.config import typed
 from engine.config.schema import FinetuneConfig, PretrainConfig
 from loaders.errors import UserError, unknown
 
@@ -44,7 +45,7 @@ def load(schema: type[Config], recipe: str, overrides: list[str], kind: str) -> 
 
     Raises UserError for an unknown recipe, variant or key (naming the nearest), a wrong type, a missing value.
     """
-    from_file = _read(recipe, kind)
+    from_file = _read(recipe, kind, schema)
     from_line: Any = OmegaConf.create({})
     for text in overrides:
         key, equals, value = text.partition("=")
@@ -53,7 +54,11 @@ def load(schema: type[Config], recipe: str, overrides: list[str], kind: str) -> 
         if not value:
             raise UserError(f"{key}= has no value; give one, or {key}=null for none")
         try:
-            from_line = OmegaConf.merge(from_line, OmegaConf.from_dotlist([text]))
+            is_typed, as_typed = typed.from_word(schema, key, value)
+            if is_typed:
+                OmegaConf.update(from_line, key, as_typed, force_add=True)
+            else:
+                from_line = OmegaConf.merge(from_line, OmegaConf.from_dotlist([text]))
         except (OmegaConfBaseException, yaml.YAMLError) as error:
             raise UserError(f"cannot read {text!r}: {_first_line(error)}") from error
     for given, origin in ((from_file, recipe), (from_line, "the command line")):
@@ -124,7 +129,7 @@ def _comments(schema: type) -> dict[str, str]:
     return found
 
 
-def _read(recipe: str, kind: str) -> DictConfig:
+def _read(recipe: str, kind: str, schema: type) -> DictConfig:
     known = recipes(kind)
     path, variant = known.get(recipe) or Path(recipe), None
     if not path.is_file() and "@" in recipe:
@@ -136,7 +141,7 @@ def _read(recipe: str, kind: str) -> DictConfig:
         raise UserError(
             f"recipe {recipe!r}: neither a file nor one of {', '.join(known)}{hint} (--list describes them)"
         )
-    content = _with_base(path)
+    content = _with_base(path, schema)
     choices = content.pop(_VARIANTS, None)
     return content if variant is None else _varied(content, choices, variant, path)
 
@@ -151,10 +156,13 @@ def _varied(content: DictConfig, choices: Any, variant: str, path: Path) -> Dict
     return cast(DictConfig, OmegaConf.merge(content, named, chosen))
 
 
-def _with_base(path: Path) -> DictConfig:
+def _with_base(path: Path, schema: type | None = None) -> DictConfig:
     """The content of a YAML file, merged into that of the file beside it that its key `extends` names."""
     try:
-        content = OmegaConf.load(io.StringIO(path.read_text()))
+        text = path.read_text()
+        content = OmegaConf.load(io.StringIO(text))
+        if schema and isinstance(content, DictConfig):
+            content = OmegaConf.create(_as_typed(schema, OmegaConf.to_container(content), typed.read_as_typed(text)))
     except Exception as error:  # OmegaConf passes on whatever the YAML parser raises
         raise UserError(f"{path} is not readable YAML: {_first_line(error)}") from error
     if not isinstance(content, DictConfig):
@@ -165,7 +173,17 @@ def _with_base(path: Path) -> DictConfig:
     file = path.with_name(f"{base}.yaml")
     if not file.is_file() or file == path:
         raise UserError(f"{path} extends {base}, but there is no other file {file}")
-    return cast(DictConfig, OmegaConf.merge(_with_base(file), content))
+    return cast(DictConfig, OmegaConf.merge(_with_base(file, schema), content))
+
+
+def _as_typed(schema: type, read: Any, text: Any) -> Any:
+    """A recipe whose texts, and those of its variants, are as they were typed."""
+    found = typed.overlay(schema, read, text)
+    if isinstance(choices := found.get(_VARIANTS), dict):
+        found[_VARIANTS] = {
+            name: typed.overlay(schema, chosen, text[_VARIANTS].get(str(name))) for name, chosen in choices.items()
+        }
+    return found
 
 
 def _rename(given: DictConfig) -> None:

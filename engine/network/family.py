@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -50,12 +51,24 @@ MEMBERS: dict[str, BitSpec] = {
 any size of at least its stride; the side in the name is the one whose detail its root keeps."""
 
 
+_LAYERS = re.compile(r"(\d+)(?:x(\d+(?:\.\d+)?))?")
+
+
 def member(name: str) -> BitSpec:
     """The member called `name`. UserError for an unknown name."""
     if name not in MEMBERS:
-        near = difflib.get_close_matches(name, MEMBERS, 1, 0.0)[0]
-        raise UserError(f"no network is called {name!r}; the nearest is {near!r} of {', '.join(MEMBERS)}")
+        raise UserError(f"no network is called {name!r}; the nearest is {_nearest(name)!r} of {', '.join(MEMBERS)}")
     return MEMBERS[name]
+
+
+def _nearest(name: str) -> str:
+    """The member that a name of another library means, such as resnet50: of its layers, and near its width of 1."""
+    known = {member: _LAYERS.findall(member)[0] for member in MEMBERS}
+    for layers, width in _LAYERS.findall(name):
+        alike = [member for member, (its_layers, _) in known.items() if its_layers == layers]
+        if alike:
+            return min(alike, key=lambda member: abs(float(known[member][1] or 1) - float(width or 1)))
+    return difflib.get_close_matches(name, MEMBERS, 1, 0.0)[0]
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from engine.network.weights import FOLDER_FILE
-from engine.whole import sync_folder
+from engine.whole import json_text, sync_folder
 from loaders.errors import UserError
 
 WEIGHTS, STATE, ABOUT, DIAGNOSIS = FOLDER_FILE, "state.pt", "about.json", "diagnosis.json"
@@ -101,8 +101,9 @@ def _write(final: Path, model: nn.Module, state: Mapping[str, Any], said: Mappin
     torch.save(dict(state), temporary / STATE)
     files = {name: _sha256(temporary / name) for name in (WEIGHTS, STATE)}
     for name, values in said.items():
-        values = _sealed({**values, "files": files}) if name == ABOUT else values
-        (temporary / name).write_text(json.dumps(dict(values), indent=1) + "\n")
+        if name == ABOUT:  # sealed as it will be read
+            values = _sealed({**json.loads(json_text(values)), "files": files})
+        (temporary / name).write_text(json_text(values, indent=1) + "\n")
     (temporary / WEIGHTS).chmod((temporary / ABOUT).stat().st_mode)  # safetensors lets nobody else read its files
     for path in temporary.iterdir():
         with open(path, "rb") as file:

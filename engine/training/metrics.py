@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from engine.comm.communicator import Communicator
+from engine.whole import json_text
 
 PACKAGES = (
     "torch", "torchvision", "nvidia-dali-cuda130", "horovod", "mpi4py", "h5py", "numpy", "safetensors", "omegaconf",
@@ -34,7 +36,7 @@ class MetricLog:
 
     def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """One event: `kind` is "train" or "val", `step` the number of completed steps."""
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self._file.write(json_text({"kind": kind, "step": step, **values}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
 
@@ -51,7 +53,8 @@ def read(path: Path) -> list[dict[str, Any]]:
             event = json.loads(line)
         except ValueError:  # the line that a killed run was writing
             continue
-        events[event["kind"], event["step"]] = event
+        known = {name: math.nan if value is None else value for name, value in event.items()}  # JSON has no NaN
+        events[event["kind"], event["step"]] = known
     return sorted(events.values(), key=lambda event: (event["step"], event["kind"]))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from engine.network.memory import saved_bytes_per_image
 from engine.training import assemble, checkpoint, hooks, metrics
 from engine.training.timetable import Timetable
 from engine.training.trainer import Hook, Mix, Trainer, unmixed
+from engine.whole import json_text
 from loaders.errors import UserError
 
 
@@ -176,7 +176,7 @@ def _keep_surroundings(run: Run, folder: Path, comm: Communicator) -> None:
     """What the run was told and where it ran, beside its results."""
     (folder / "config.yaml").write_text(run.config)
     surroundings = metrics.environment(comm, run.parts.precision.device)
-    (folder / "environment.json").write_text(json.dumps(surroundings, indent=1) + "\n")
+    (folder / "environment.json").write_text(json_text(surroundings, indent=1) + "\n")
 
 
 def _counted_memory(run: Run, comm: Communicator) -> str:

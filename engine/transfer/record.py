@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from engine.comm.communicator import Communicator
 from engine.config.schema import FinetuneConfig
+from engine.whole import json_text
 from loaders.errors import UserError
 
 if TYPE_CHECKING:
@@ -89,4 +90,4 @@ def append(path: Path, line: dict) -> None:
                 file.write(b"\n")
             except ValueError:
                 file.truncate(len(whole) + len(newline))
-        file.write(json.dumps(line).encode() + b"\n")
+        file.write(json_text(line).encode() + b"\n")

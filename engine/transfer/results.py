@@ -116,6 +116,8 @@ def _read_jsonl(path: Path, content: str) -> Iterator[Result]:
             raise UserError(f"{path}, line {number}: not a line of results ({error})") from error
         if not isinstance(line, dict):
             raise UserError(f"{path}, line {number}: not a line of results, which is an object in braces")
+        if "metric_value" in line and line["metric_value"] is None:
+            line["metric_value"] = "nan"  # which JSON does not have
         if missing := [name for name in NEEDED if line.get(name) is None]:
             raise UserError(f"{path}, line {number}: a result lacks {', '.join(missing)}")
         yield _result(line, f"{path}, line {number}", line.get("network"), float)

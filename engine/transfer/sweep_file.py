@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from engine.config import loading
+from engine.config import loading, typed
 from engine.config.schema import FinetuneConfig
 from engine.network import family
 from engine.transfer import fewshot
@@ -110,8 +111,9 @@ def _runs(name: str, target: Mapping, sweep: Mapping, results: Path, path: Path)
     if config.model is not None:
         family.member(config.model)
     seeds = _distinct(_list(chosen.get("seeds", [0, 1, 2, 3, 4])))
-    if wrong := [seed for seed in seeds if type(seed) is not int]:
-        raise UserError(f"{where}: seeds: {wrong[0]!r} is not a whole number")
+    if wrong := [seed for seed in seeds if not re.fullmatch("-?[0-9]{1,18}", str(seed))]:
+        raise UserError(f"{where}: seeds: {wrong[0]} is not a whole number")
+    seeds = _distinct(map(int, seeds))
     return [
         Run(name, checkpoint, each, seed, replace(
             config, from_=str(sweep["checkpoints"][checkpoint]), source=checkpoint, shots=each, seed=seed
@@ -153,14 +155,13 @@ def settings(content: Mapping[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, Mapping):
             words += settings(value, f"{prefix}{key}.")
         else:
-            text = yaml.safe_dump(value, default_flow_style=True, width=float("inf")).splitlines()[0]
-            words.append(f"{prefix}{key}={text}")
+            words.append(typed.as_word(f"{prefix}{key}", value))
     return words
 
 
 def _mapping(path: Path) -> dict:
     try:
-        content = OmegaConf.to_container(OmegaConf.create(path.read_text()), resolve=True)
+        content = OmegaConf.to_container(OmegaConf.create(typed.read_as_typed(path.read_text())), resolve=True)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; see python -m engine.sweep --help") from error
     except InterpolationResolutionError as error:

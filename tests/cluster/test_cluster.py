@@ -1,12 +1,14 @@
 """What runs on a cluster, run on one: two nodes of Slurm on this host, Horovod over MPI between them."""
 
 import json
+import random
 import re
 import sys
 
 import pytest
 import yaml
 
+from engine.comm.launch import expand_hosts
 from engine.training import checkpoint
 from tests.conftest import ROOT
 from tests.jobs.test_submit import all_scripts
@@ -132,3 +134,23 @@ def test_slurm_takes_all_scripts(cluster, site, tmp_path):
         path = tmp_path / name
         path.write_text(text)
         cluster.command("sbatch", "--test-only", path)
+
+
+def test_node_lists_are_expanded_as_slurm_does(cluster):
+    rng = random.Random(0)
+
+    def ranges():
+        first = rng.randrange(0, 120)
+        width = rng.choice([1, 2, 3, 4])
+        last = f"-{first + rng.randrange(0, 12):0{width}d}" if rng.random() < 0.7 else ""
+        return f"{first:0{width}d}{last}"
+
+    def entry():
+        parts = [f"{rng.choice('abc')}[{','.join(ranges() for _ in range(rng.choice([1, 1, 3])))}]" for _ in range(2)]
+        return rng.choice([parts[0], "".join(parts), "login1"])
+
+    for _ in range(40):
+        nodes = ",".join(entry() for _ in range(rng.choice([1, 2, 3])))
+        assert list(expand_hosts(nodes)) == cluster.command("scontrol", "show", "hostnames", nodes).stdout.split(), (
+            nodes
+        )

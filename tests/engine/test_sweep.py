@@ -9,7 +9,9 @@ import yaml
 
 from engine import sweep
 from engine.comm.communicator import SharedError
+from engine.config import typed
 from engine.config.loading import recipes
+from engine.config.schema import FinetuneConfig
 from engine.transfer import results, sweep_file
 from loaders.errors import UserError
 from loaders.packs.writer import Record, ShardWriter, new_attributes
@@ -209,10 +211,11 @@ def test_a_run_that_diverges_does_not_end_the_others(file, capsys, monkeypatch, 
      ({"shots": [0]}, "shots=0"), ({"shots": ["few"]}, "shots=few"), ({"seeds": ["x"]}, "seed"),
      ({"set": {"lr": 0, "model": "R8x0.25-8px"}}, "lr=0"), ({"set": {"rule": {"step": 1}}}, "rule.steps"),
      ({"set": {"rule": {"steps": 0}}}, "rule.steps=0"), ({"set": {"data": {"size": -1}}}, "data.size=-1"),
-     ({"shots": ["²"]}, "shots=²"), ({"seeds": [-1]}, "seed=-1"), ({"seeds": [True]}, "True is not a whole number"),
+     ({"shots": ["²"]}, "shots=²"), ({"seeds": [-1]}, "seed=-1"), ({"seeds": [True]}, "true is not a whole number"),
      ({"seeds": []}, "nothing would run"), ({"set": ["lr=3"]}, "expected settings"),
      ({"set": {"shots": 7}}, "say it with shots: …"), ({"set": {"data": {"name": "x"}}}, "say it with targets: …"),
-     ({"targets": {"a": {"train": 5, "test": 5}}}, "expected the file of a pack"), ({"set": {}}, "of which network"),
+     ({"targets": {"a": {"train": [["x.h5"]], "test": 5}}}, "expected the file of a pack"),
+     ({"set": {}}, "of which network"),
      ({"set": {"model": "R50x5"}}, "no network is called 'R50x5'")],
 )  # fmt: skip
 def test_a_sweep_that_cannot_run_does_not_start(file, tmp_path, capsys, changes, said):
@@ -305,3 +308,14 @@ def test_the_sweep_of_the_papers_tables_is_one_for_the_program(tmp_path, digits,
     runs = sweep_file.read(tmp_path / "tables.yaml").runs
     assert len(runs) == 5 * (4 * 6 + 12 * 5 + 10)
     assert runs[0].config.data.train == str(tmp_path / "cifar10-train.h5")
+
+
+def test_text_in_a_sweep_stays_as_typed():
+    """Through the words that a sweep makes of its settings, and in its file."""
+    content = typed.read_as_typed("a: 010\nb: [1e5, no]\nc: null\nd:\n  e: 'run #3'\n  f: 0.5\n  g: ''\n")
+    assert content == {"a": "010", "b": ["1e5", "no"], "c": None, "d": {"e": "run #3", "f": "0.5", "g": ""}}
+    words = sweep_file.settings(content)
+    assert words == ["a=010", "b=[1e5, 'no']", "c=null", "d.e=run #3", "d.f=0.5", "d.g=''"]
+    for text in ["010", "null", "'quoted'", " spaced ", "[list]", "a: b #c", "no", ""]:
+        word = typed.as_word("source", text)
+        assert typed.from_word(FinetuneConfig, *word.split("=", 1)) == (True, text)

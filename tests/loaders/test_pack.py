@@ -273,3 +273,29 @@ def test_the_programs_speak_for_themselves(tmp_path):
 def test_unknown_labels_are_refused_before_decoding(tmp_path):
     with pytest.raises(UserError, match="--shards"):
         packing.pack("sklearn:digits", tmp_path / "d.h5", packing.Options(shards=0))
+
+
+def test_info_to_a_reader_that_leaves(tmp_path):
+    """`info X | head` ends without a word."""
+    folder(
+        tmp_path / "in", per_class=1, classes=tuple(f"a class with a long name {k:05d}" for k in range(2000)), height=4
+    )
+    assert run(tmp_path / "in", tmp_path / "p.h5", "--workers", "0") == 0
+    words = [sys.executable, "-m", "loaders.pack", "info", str(tmp_path / "p.h5")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        running.stdout.readline()
+        running.stdout.close()
+        assert running.stderr.read() == b""
+    assert running.returncode == 141
+
+
+def test_a_failure_without_a_file_says_what_was_packed(tmp_path, capsys, monkeypatch):
+    folder(tmp_path / "in", per_class=1)
+
+    def full(*words, **more):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(packing, "ShardWriter", full)
+    assert run(tmp_path / "in", tmp_path / "p.h5", "--workers", "0") == 2
+    said = capsys.readouterr().err
+    assert str(tmp_path / "in") in said and str(tmp_path / "p.h5") in said and "No space left" in said

@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 from engine import finetune, pretrain
 from engine.config.loading import explain, load, named_variants, recipes, to_yaml, variants
 from engine.config.schema import FinetuneConfig, PretrainConfig
+from engine.config.typed import from_word
 from engine.training.timetable import timetable
 from loaders.errors import UserError
 
@@ -180,3 +181,45 @@ def test_the_recipes_named_in_the_help_exist():
     assert named
     assert set(named) <= set(recipes("pretrain"))
     assert set(re.findall(r"engine\.finetune (\w+) ", finetune.ABOUT)) <= set(recipes("finetune"))
+
+
+TEXTS = ["0123", "010", "1e5", "run #3", "no", "1:30", "~", "0x1F", "1_000", ".inf", "2024-01-01", "a: b", "- x", "&a",
+         "*b", "!c", "%d", "@e", "`f`", "{g", "[h", "true", "x' y", "é ü", "a,b", "1.0"]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_stays_as_typed_on_the_command_line(text):
+    for key in ("name", "folder", "model.weights", "data.val", "data.train"):
+        assert from_word(PretrainConfig, key, text) == (True, text)
+        assert from_word(PretrainConfig, key, f'"{text}"') == (True, text)
+    if "'" not in text and "," not in text:
+        assert from_word(PretrainConfig, "data.train", f"[{text}.h5, b.h5]") == (True, [f"{text}.h5", "b.h5"])
+
+
+def test_text_stays_as_typed_in_recipes(tmp_path):
+    config = recipe("imagenet1k_r50x1", "name=010", "folder=out/run #3", "model.weights=1e5", "data.val=[no,0x1]")
+    assert (config.name, config.folder, config.model.weights) == ("010", "out/run #3", "1e5")
+    assert config.data.val == ["no", "0x1"]
+    (tmp_path / "again.yaml").write_text(to_yaml(config))
+    assert load(PretrainConfig, str(tmp_path / "again.yaml"), [], "pretrain") == config
+    text = "name: 0123\nfolder: 1:30\nmodel: {name: no, weights: 1e5}\ndata: {train: [010, 1_0], val: 2024-01-01}\n"
+    (tmp_path / "my.yaml").write_text(text + "train: {seed: 010, precision: fp32}\nschedule: {milestones: [1, 2.5]}\n")
+    config = load(PretrainConfig, str(tmp_path / "my.yaml"), [], "pretrain")
+    assert (config.name, config.folder, config.model.name, config.model.weights) == ("0123", "1:30", "no", "1e5")
+    assert (config.data.train, config.data.val, config.train.seed) == (["010", "1_0"], "2024-01-01", 10)
+    assert config.schedule.milestones == [1, 2.5]
+    with open(tmp_path / "my.yaml", "a") as file:
+        file.write("variants: {other: {folder: 012, model: {weights: 1e6}}}\n")
+    config = load(PretrainConfig, f"{tmp_path / 'my.yaml'}@other", [], "pretrain")
+    assert (config.name, config.folder, config.model.weights) == ("0123_other", "012", "1e6")
+
+
+def test_numbers_are_decimal_and_none_is_none():
+    config = recipe("imagenet1k_r50x1", "train.seed=010", "optim.base_lr=1e-3", "data.flip=no", "optim.clipping=null")
+    assert (config.train.seed, config.optim.base_lr, config.data.flip, config.optim.clipping) == (10, 1e-3, False, None)
+    assert recipe("imagenet1k_r50x1", "model.weights=null").model.weights is None
+    assert recipe("imagenet1k_r50x1", "model.weights='null'").model.weights == "null"
+    tuned = ["from=w.pth", "data.test=t.h5", "data.train=a.h5"]
+    assert load(FinetuneConfig, "cifar10", [*tuned, "shots=010"], "finetune").shots == "010"
+    assert load(FinetuneConfig, "cifar10", [*tuned, "source=08"], "finetune").source == "08"
+    assert load(FinetuneConfig, "cifar10", [*tuned, "folder=${name}/x #1"], "finetune").folder == "cifar10/x #1"

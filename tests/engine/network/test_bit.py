@@ -201,3 +201,13 @@ def test_layers_are_those_of_the_network():
         layer = name.rpartition(".")[0]
         expected[layer] = expected.get(layer, 0) + parameter.numel()
     assert list(found.items()) == list(expected.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("resnet50", "R50x1"), ("resnetv2_50x3_bit", "R50x3"), ("BiT-M-R101x1", "R101x1"), ("resnet152", "R152x2"),
+     ("r50x1", "R50x1"), ("ResNet-101x4", "R101x3"), ("R20-32px", "R20x0.5-32px")],
+)  # fmt: skip
+def test_names_of_other_libraries_lead_to_the_network_of_as_many_layers(name, nearest):
+    with pytest.raises(UserError, match=f"the nearest is '{nearest}'"):
+        family.member(name)

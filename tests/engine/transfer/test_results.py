@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from engine.transfer import results
+from engine.transfer import record, results
 from engine.transfer.results import Result
 from engine.whole import whole
 from loaders.errors import UserError
@@ -162,3 +162,11 @@ def test_metrics_that_are_not_known_are_left_out_and_counted(tmp_path, capsys):
     assert [r.metric for r in results.read([tmp_path / "a.csv"])] == ["top1", "f1_3"]
     said = capsys.readouterr().err
     assert "3 rows are left out" in said and "test/kappa (2), f1_0 (1)" in said
+
+
+def test_a_score_that_is_null_is_nan(tmp_path):
+    line = {"metric": "mean_auc", "seed": 0, "shot": "full", "pretrained_model": "a_r50x1", "dataset": "nih"}
+    record.append(tmp_path / "r.jsonl", line | {"metric_value": float("nan")})
+    assert '"metric_value": null' in (tmp_path / "r.jsonl").read_text()
+    (result,) = results.read([tmp_path / "r.jsonl"])
+    assert np.isnan(result.value)
