@@ -15,8 +15,8 @@ import h5py
 import numpy as np
 
 from loaders.errors import UserError
-from loaders.packs import superset
-from loaders.packs.hdf5 import FORMAT, VERSION, Hdf5Blob, index_checksum
+from loaders.packs import index, superset
+from loaders.packs.hdf5 import FORMAT, VERSION, Hdf5Blob
 from loaders.packs.keys import Keys
 
 _ARRAYS = ("images/bytes", "images/offsets", "images/sizes", "images/crc32", "labels", "keys")
@@ -122,7 +122,7 @@ class _Shard:
 
     def faults(self, first: int, progress: Callable[[int], object]) -> Iterator[str]:
         where = f"{self.path}: " if first or self.attributes.get("shards", 1) > 1 else ""
-        if self.sum_at and self.mapped and index_checksum(self.path, self.blob_span, self.sum_at) != self.index_sum:
+        if not index.matches_checksum(self):
             yield f"{where}the index (offsets, labels, keys, attributes) does not match its checksum"
         for i in range(len(self.keys)):
             if not self.sound(i):
@@ -182,17 +182,17 @@ class Pack:
 
         Of label vectors those that all packs have are kept, by name (see `superset.py`); `labels` asks for certain
         ones, in that order. Packs of one class per image must have the same classes.
-        Cheap whatever the size: it reads the structure, not the records (`verify` does).
+        It reads the index and compares its checksum, but not the records (`verify` does).
         `alone` opens the file of that name only, without looking for the shards of its set.
         Raises UserError when missing, foreign, of a newer version, truncated, with shards missing, or where labels do
         not match.
         """
         if isinstance(path, str | Path):
-            return cls(_open_set(Path(path), alone), Path(path), labels)
+            return cls(_checked(_open_set(Path(path), alone)), Path(path), labels)
         if not path:
             raise UserError("no pack was named")
         superset.check_files(path)
-        shards = [shard for p in path for shard in _open_set(Path(p), alone)]
+        shards = [shard for p in path for shard in _checked(_open_set(Path(p), alone))]
         superset.check_distinct(shards)
         return cls(shards, shards[0].path, superset.common_labels(shards) if labels is None else labels)
 
@@ -256,6 +256,12 @@ class Pack:
             for shard, first in zip(self._shards, self._starts, strict=False)
             for fault in shard.faults(first, progress)
         ]
+
+
+def _checked(shards: list[_Shard]) -> list[_Shard]:
+    for shard in shards:
+        index.check(shard)
+    return shards
 
 
 def _reopen(shards: list[Path], path: Path, class_names: list[str]) -> Pack:
