@@ -63,6 +63,13 @@ class Rows(list):
         values = self.column(value, **wanted)
         return statistics.fmean(values), statistics.stdev(values)
 
+    def gain(self, *, over: str, **wanted) -> tuple[float, float]:
+        """Difference of mean scores to the source `over`; mean and deviation of the differences, seed by seed."""
+        mine, theirs = ({row["seed"]: row["metric_value"] for row in self.where(**wanted | more)}
+                        for more in ({}, {"pretrained_model": over}))  # fmt: skip
+        differences = [mine[seed] - theirs[seed] for seed in sorted(mine)]
+        return statistics.fmean(differences), statistics.stdev(differences)
+
 
 @dataclass(frozen=True)
 class Record:
@@ -81,6 +88,7 @@ def faults(page: Page, root: Path) -> list[str]:
     if page.name == LOG:
         return log_faults(page)
     found, covered = [], set()
+    reached: dict[int, int] = {}  # several claims above one block: each goes on where the one before ended
     for comment in page.comments:
         where = f"{page.name}:{page.line(comment.at)}"
         if comment.kind == "page":
@@ -90,11 +98,12 @@ def faults(page: Page, root: Path) -> list[str]:
             else:
                 return found
         elif comment.kind == "claim":
-            problems, figures = check_claim(page, comment, root)
+            problems, figures = check_claim(page, comment, root, reached.get(comment.stop, -1))
+            reached[comment.stop] = max(figures, default=-1)
             found += [f"{where}: {problem}" for problem in problems]
             covered |= figures
         else:
-            problem = check_declared(page, comment)
+            problem = check_declared(page, comment, root)
             found += [f"{where}: {problem}"] if problem else []
             covered |= {figure.start for figure in page.numbers if comment.start <= figure.start < comment.stop}
     bare: dict[int, list[str]] = {}
@@ -114,20 +123,27 @@ ADVICE = (
 )
 
 
-def check_declared(page: Page, comment: Comment) -> str | None:
+def check_declared(page: Page, comment: Comment, root: Path) -> str | None:
     """What is wrong with a comment that declares figures as something else than measured by us."""
     text = page.text[comment.start : comment.stop]
     if len(comment.body) < 5:
         return f"`{comment.kind}:` says too little; expected {KINDS[comment.kind]}"
-    if comment.kind in ("setting", "counted") and (speed := re.search(rf"\d[\s-]*(?:{SPEED})", text)):
+    if comment.kind in ("setting", "counted", "tested") and (speed := re.search(rf"\d[\s-]*(?:{SPEED})", text)):
         return f"“{speed[0]}” is a speed: nobody sets or counts it. Measure it, and let a record answer. {HOW}"
     if comment.kind == "modelled" and not re.search(r"\bmodel", page.section(comment.at)):
         return f"what a model computed is called modelled where it stands; the section has no such word. {HOW}"
+    if comment.kind == "tested":
+        test = root / comment.body.split()[0]
+        if not test.is_file() or test.suffix != ".py":
+            return f"tested: {comment.body.split()[0]} is no test of this project"
+        inside = [figure for figure in page.figures if comment.start <= figure.start < comment.stop]
+        if lacking := [figure.text for figure in inside if figure.text.replace("−", "-") not in test.read_text()]:
+            return f"{test.name} does not have {', '.join(lacking)}: quote the bound that it asserts. {HOW}"
     return None
 
 
-def check_claim(page: Page, comment: Comment, root: Path) -> tuple[list[str], set[int]]:
-    """What is wrong with a claim, and where the figures stand that its record confirms."""
+def check_claim(page: Page, comment: Comment, root: Path, after: int) -> tuple[list[str], set[int]]:
+    """What is wrong with a claim, and where the figures stand, behind `after`, that its record confirms."""
     words = re.fullmatch(r"(\w+):\s*(\S+)\s+(.*)", comment.body, re.DOTALL)
     if words is None:
         return [f"“{comment.body[:60]}…” is no claim; expected TOPIC: RECORD EXPRESSION; EXPRESSION. {HOW}"], set()
@@ -148,9 +164,9 @@ def check_claim(page: Page, comment: Comment, root: Path) -> tuple[list[str], se
         return [f"{path} supports {', '.join(record.supports)}, and the text claims {', '.join(lacking)} "
                 f"({TOPICS[lacking[0]]}): measure that, or claim less. {HOW}"], set()  # fmt: skip
     problems = []
-    if "modelled" in record.supports and not re.search(r"\bmodelled\b", page.section(comment.at)):
+    if "modelled" in record.supports and not re.search(r"\bmodelled\b", page.section(comment.at), re.IGNORECASE):
         problems.append(f"{path} was computed by a model: the section must say “modelled”")
-    numbers = [figure for figure in page.numbers if comment.start <= figure.start < comment.stop]
+    numbers = [figure for figure in page.numbers if max(comment.start, after + 1) <= figure.start < comment.stop]
     confirmed, at = set(), 0
     for expression, value in values:
         place = next((i for i in range(at, len(numbers)) if numbers[i].prints(value)), None)
@@ -169,8 +185,9 @@ def check_claim(page: Page, comment: Comment, root: Path) -> tuple[list[str], se
 
 
 def looks_measured(page: Page, figure: Figure) -> bool:
-    """Within a claim more numbers count than elsewhere: all that have a fraction and are not quoted."""
-    return figure in page.figures or (figure.decimals > 0 and not page.quoted(figure.start))
+    """Within a claim more numbers count than elsewhere: all with a fraction but versions and what is quoted."""
+    version = re.search(r"(?:Python|torch|CUDA|Slurm|DALI|Horovod)\s$", page.text[: figure.start])
+    return figure in page.figures or bool(figure.decimals and not page.quoted(figure.start) and not version)
 
 
 def answered_elsewhere(page: Page, comment: Comment, figure: Figure) -> bool:
@@ -179,7 +196,15 @@ def answered_elsewhere(page: Page, comment: Comment, figure: Figure) -> bool:
 
 
 def split(expressions: str) -> list[str]:
-    return [text.strip() for text in re.split(r"[;\n]", expressions) if text.strip()]
+    """At semicolons, and at ends of lines where no bracket is open."""
+    found, open_at = [""], 0
+    for sign in expressions:
+        open_at += (sign in "([{") - (sign in ")]}")
+        if sign in ";\n" and not open_at:
+            found.append("")
+        else:
+            found[-1] += " " if sign == "\n" else sign
+    return [text.strip() for text in found if text.strip()]
 
 
 @cache
@@ -216,8 +241,8 @@ def read_record(path: Path) -> Record:
 
 def evaluate(expression: str, record: Record) -> list[float]:
     """The numbers that an expression names, one or several. LookupError where it names nothing."""
-    helpers = {"pick": pick, "mean": statistics.fmean, "stdev": statistics.stdev, "median": statistics.median,
-               "min": min, "max": max, "len": len, "str": str, "round": round, "abs": abs, "sum": sum}  # fmt: skip
+    helpers = {"pick": pick, "mean": statistics.fmean, "stdev": statistics.stdev, "median": statistics.median}
+    helpers |= {one.__name__: one for one in (min, max, len, str, float, round, abs, sum)}
     try:
         code: CodeType = compile(expression, "claim", "eval")
         # The expressions are this repository's own, as its tests are.

@@ -13,9 +13,10 @@ KINDS = {
     "modelled": "computed by a model, and the section says so: `<!-- modelled: by what -->`",
     "published": "measured or stated by others: `<!-- published: where -->`",
     "counted": "counted or derived, the same wherever it is repeated: `<!-- counted: how -->`",
+    "tested": "a bound that a test asserts, with this number in it: `<!-- tested: tests/FILE.py -->`",
     "setting": "chosen by somebody: `<!-- setting: what -->`",
 }
-NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
+NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[-−]?\d{1,2}(?!\d))?"
 WORDS = {"half": 0.5, "twice": 2, "double": 2, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7,
          "eight": 8, "nine": 9, "ten": 10, "twenty": 20, "hundred": 100}  # fmt: skip
 SPEED = (r"images?/s\b|images (?:a|per) second|img/s|samples/s|[GM]i?B/s|[TG]FLOPS?\b|[TG]FLOP/s|ms\b|µs|μs|ns\b"
@@ -23,11 +24,12 @@ SPEED = (r"images?/s\b|images (?:a|per) second|img/s|samples/s|[GM]i?B/s|[TG]FLO
          r"|times\b|×(?!\s*\d)|x\b|-fold\b")  # fmt: skip
 UNIT = (rf"{SPEED}|s\b|seconds?\b|min\b|minutes?\b|h\b|hours?\b|[KMGT]i?B\b|kB\b|%|percent\b|points?\b|MWh\b|W\b"
         r"|passed\b|top-1\b|tests\b")  # fmt: skip
-HEADING = r"images/s|\bms\b|GB/s|%|seconds|median|top-1|accuracy|\bAUC|speedup|\btimes\b|milliseconds|\bshots?\b|MWh"
+HEADING = r"images/s\b|\bms\b|GB/s|%|seconds|median|top-1|accuracy|\bAUC|speedup|\btimes\b|milliseconds|\bshots?\b|MWh"
 """In the head of a table, or in the first cell of a row: numbers below or beside it are figures."""
 _BOUNDS = r"(?<![A-Za-z0-9_.,/])(?<![.\w]-)"
 TOKEN = re.compile(rf"{_BOUNDS}({NUMBER})(?![A-Za-z0-9_])(?!\.\d)(?!,\d)|{_BOUNDS}({NUMBER})(?=(?:{UNIT}))|"
-                   rf"\b({'|'.join(WORDS)})\b(?=[\s-]+(?:as\s+(?:fast|slow|long|many|much)|times\b|"
+                   rf"\b({'|'.join(WORDS)})\b(?=[\s-]+(?:as\s+(?:fast|slow|long)|"
+                   rf"times\s+(?:as|faster|slower|the|its|that|torch|timm)\b|"
                    rf"faster|slower|the\s+(?:time|speed|rate|throughput)))", re.IGNORECASE)  # fmt: skip
 RANGE = rf"(?:\s*(?:–|-|—|to|or|and|±|…)\s*[-−+]?{NUMBER})"
 _MEASURED = [
@@ -36,6 +38,7 @@ _MEASURED = [
         rf"(?<![\w.])({NUMBER}){RANGE}?(?:\s+\({NUMBER}{RANGE}*[^)\n]*\))?[\s-]*(?:{UNIT})(?:\s*\({NUMBER}{RANGE}\))?",
         rf"{NUMBER}\s+of\s+(?:the\s+(?:time|speed|rate)|torch|timm|what)",
         rf"\bn\s*=\s*({NUMBER})",
+        r"\d(?:\.\d+)?e[-−]\d+",
         rf"({NUMBER})\s*±\s*{NUMBER}",
         rf"({NUMBER})\s*\({NUMBER}\s*(?:–|to|…)\s*{NUMBER}",
         rf"(?i:\b(?:{'|'.join(WORDS)})\b)",
@@ -51,11 +54,12 @@ class Figure:
     text: str
     value: float
     decimals: int
+    scientific: bool = False
 
     def prints(self, value: float) -> bool:
         """Whether it is `value`, rounded to the digits that are printed."""
-        printed = f"{self.value:.{self.decimals}f}"
-        return float(f"{value:.{self.decimals}f}") == float(printed)  # as numbers, for -0.0 is 0.0
+        form = f".{self.decimals}{'e' if self.scientific else 'f'}"
+        return float(format(value, form)) == float(format(self.value, form))  # as numbers, for -0.0 is 0.0
 
 
 @dataclass(frozen=True)
@@ -171,15 +175,25 @@ class Page:
             kind, _, body = match[1].strip().partition(" " if match[1].strip().startswith("claim ") else ":")
             if kind.strip() not in KINDS and kind.strip() != "page":
                 continue
-            start = self.raw.rfind("\n", 0, match.start()) + 1
-            if self.raw[start : match.start()].strip():
-                block = next(block for block in self.blocks if block.start <= match.start() < block.stop)
+            if self._behind_text(match.start()):
+                block = next(block for block in reversed(self.blocks) if block.start <= match.start())
                 scope = max(block.start, previous), match.start()
                 previous = match.end()
             else:
                 scope = match.end(), self._end_of_block(match.end())
             found.append(Comment(kind.strip(), body.strip(), match.start(), *scope))
         return found
+
+    def _behind_text(self, at: int) -> bool:
+        """Whether text of the same paragraph stands before a comment, on its line or on the lines above."""
+        for line in reversed(self.text[:at].split("\n")):
+            raw = self.raw[at - len(line) : at]
+            if line.strip():
+                return not line.startswith("#") and not line.strip().startswith("```")
+            if not raw.strip() and at < len(self.raw) and self.raw[at] == "\n":
+                return False
+            at -= len(line) + 1
+        return False
 
     def _end_of_block(self, at: int) -> int:
         fence = next((span for span in self.fences if span[0] >= at), None)
@@ -213,7 +227,8 @@ class Page:
                 if re.search(HEADING, text):
                     inside = (figure for figure in self.numbers if block.start <= figure.start < block.stop)
                     marked |= {figure.start for figure in inside if figure.decimals}
-        return [figure for figure in self.numbers if figure.start in marked]
+        return [figure for figure in self.numbers
+                if figure.start in marked and not (figure.scientific and self.quoted(figure.start))]  # fmt: skip
 
     def _of_row(self, row: Block) -> set[int]:
         head = self.text[row.row_of : self.text.find("\n", row.row_of)]
@@ -248,7 +263,9 @@ def _figure(match: re.Match, text: str) -> Figure:
     if word in WORDS:
         value = float(WORDS[word])
         return Figure(match.start(), match[0], value, 1 if value < 1 else 0)
-    digits = match[0].replace(",", "")
+    digits = match[0].replace(",", "").replace("−", "-")
+    mantissa, exponent, _ = digits.partition("e")
     before = text[max(0, match.start() - 2) : match.start()]
     minus = before.endswith("−") or re.fullmatch(r"[\s|(]-", before) is not None
-    return Figure(match.start(), match[0], -float(digits) if minus else float(digits), len(digits.partition(".")[2]))
+    value, decimals = float(digits), len(mantissa.partition(".")[2])
+    return Figure(match.start(), match[0], -value if minus else value, decimals, bool(exponent))
