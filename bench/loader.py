@@ -75,7 +75,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     does = "X-ray transform" if options.xray else "random resized crop"
     facts = {"what": f"{does} to {loader_peers.SIZE} of {what}", "batch": options.batch}
     result = timing.record(
-        command, milliseconds, **facts, threads=options.threads, loaders=rates, pack_relative_to=compared
+        command,
+        milliseconds,
+        supports="loader",
+        spread="lowest and highest of the turns; of milliseconds the 10th and 90th percentile",
+        n=options.turns,
+        **facts,
+        threads=options.threads,
+        loaders=rates,
+        pack_relative_to=compared,
     )
     result["hardware"] = hardware
     result["versions"] |= loader_peers.versions()

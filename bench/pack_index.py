@@ -67,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = timing.record(
         "python -m bench.pack_index " + " ".join(map(str, sys.argv[1:] if argv is None else argv)),
         times,
+        supports="packing",
         records=options.records,
         shards=options.shards,
         index_bytes=index_bytes,

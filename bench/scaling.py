@@ -7,9 +7,11 @@ each size. Elsewhere: models, and marks every row so. docs/scaling.md reads the 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -123,7 +125,8 @@ def model(arguments: argparse.Namespace) -> None:
         hardware = {name: {"value": value, "source": _source(name, sources, calibrated)}
                     for name, value in asdict(cluster).items() if name != "name"}  # fmt: skip
         content = {"rows": [row.as_json() for row in rows], "hardware": {"cluster": cluster.name, **hardware},
-                   "profile": asdict(profile), "what_if": arguments.what_if, "calibrated": calibrated}  # fmt: skip
+                   "profile": asdict(profile), "what_if": arguments.what_if, "calibrated": calibrated,
+                   "published": paper.rows if paper else None, **_provenance()}  # fmt: skip
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json_text(content, indent=1) + "\n")
     place = arguments.plot or (None if arguments.json else Path("scaling.png"))
@@ -131,6 +134,20 @@ def model(arguments: argparse.Namespace) -> None:
         title = f"{profile.network}, {profile.batch} images a GPU, {profile.precision}, {cluster.name}: modelled"
         scaling_report.figure(rows, paper.rows if paper else None, place, title)
         print(f"\nfigure: {place}")
+
+
+def _provenance() -> dict[str, Any]:
+    """What a record carries besides its rows."""
+    from bench.measured import timing  # brings torch, which a table alone need not wait for
+
+    return {
+        "commit": timing.commit(),
+        "versions": {"python": timing.versions()["python"]},
+        "command": shlex.join(["python", "bench/scaling.py", *sys.argv[1:]]),
+        "n": 1,
+        "spread": "none: computed",
+        "supports": ["modelled"],
+    }
 
 
 def choose_profile(arguments: argparse.Namespace, published: Published | None, cluster: Cluster) -> Profile:

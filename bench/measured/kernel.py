@@ -207,7 +207,7 @@ def run(model: str, device: torch.device, repeats: int) -> dict[str, Any]:
         counts = {name: launches(step) for name, step in steps.items() if name != COPY}
         host = {name: host_milliseconds(step) for name, step in steps.items() if name != COPY}
     command = f"python -m bench.kernel --model {model} --device {device.type} --repeats {repeats} --json"
-    facts = {
+    facts: dict[str, Any] = {
         "model": model,
         "parameters": subject.numel,
         "bytes_per_parameter": BYTES,
@@ -217,7 +217,7 @@ def run(model: str, device: torch.device, repeats: int) -> dict[str, Any]:
         "host_milliseconds": host,
         "ratios": ratios(times),
     }
-    return timing.record(command, times, device=device, **facts) | {"hardware": hardware}
+    return timing.record(command, times, supports="optimizer", device=device, **facts) | {"hardware": hardware}
 
 
 def ratios(times: dict[str, timing.Times]) -> dict[str, float]:

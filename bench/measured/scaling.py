@@ -116,6 +116,9 @@ def report(
             ),
             "omp_num_threads": env["OMP_NUM_THREADS"],
             "losses_agree": agree,
+            "n": arguments.repeats,
+            "spread": "lowest and highest of the repeats",
+            "supports": ["scaling", "training"],
         }
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json_text(content, indent=1) + "\n")

@@ -102,6 +102,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "optimizer": trainer.optimizer.implementation,
         "hardware": hardware,
         "versions": timing.versions(),
+        "n": found["repeats"],
+        "spread": "lowest and highest of the repeats",
+        "supports": ["training"],
         "commit": timing.commit(),
         "command": shlex.join(["python", "bench/train_step.py", *sys.argv[1:]]),
     }

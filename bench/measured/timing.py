@@ -3,7 +3,7 @@
     variants = {"ours": ours, "theirs": theirs}          # each a call without arguments
     times = measure(variants, repeats=30, device=torch.device("cpu"))
     print(table(times, relative_to="theirs"))
-    report = record("python -m bench.kernel", times, device=..., model="R50x1")
+    report = record("python -m bench.kernel", times, supports="optimizer", device=..., model="R50x1")
     Path("kernel.json").write_text(json.dumps(report, indent=1))
 
 Only ratios of variants of one run mean something: the machine is shared, and its clock is not fixed.
@@ -88,10 +88,19 @@ def summarize(values: list[float]) -> Times:
     )
 
 
-def record(command: str, times: Mapping[str, Times], *, device: torch.device | str = "cpu", **facts: Any) -> dict:
-    """What a result must carry, ready for JSON: `command` that repeats it, times, hardware, versions, commit.
+def record(
+    command: str,
+    times: Mapping[str, Times],
+    *,
+    supports: str,
+    spread: str = "10th and 90th percentile",
+    device: torch.device | str = "cpu",
+    **facts: Any,
+) -> dict:
+    """What a result must carry, ready for JSON: `command` that repeats it, times, hardware, versions, commit, n.
 
-    `facts`: whatever else belongs to it, such as the model or derived figures.
+    `supports`: what it may be quoted for (docs/contributing.md); `spread`: what its lows and highs are; `facts`:
+    whatever else belongs to it, such as the model or derived figures; among them `n` where times have several.
     """
     return {
         "command": command,
@@ -99,6 +108,9 @@ def record(command: str, times: Mapping[str, Times], *, device: torch.device | s
         "commit": commit(),
         "hardware": hardware(device),
         "versions": versions(),
+        "supports": [supports],
+        "spread": spread,
+        "n": max(value.n for value in times.values()),
         **facts,
         "milliseconds": {name: asdict(value) for name, value in times.items()},
     }

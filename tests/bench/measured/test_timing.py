@@ -20,7 +20,7 @@ def test_summary_of_known_times():
 
 def test_a_record_carries_what_a_claim_needs():
     times = {"x": timing.summarize([1.0, 2.0, 3.0])}
-    report = json.loads(json.dumps(timing.record("python -m bench.x", times, model="R50x1")))
+    report = json.loads(json.dumps(timing.record("python -m bench.x", times, supports="optimizer", model="R50x1")))
     assert report["milliseconds"]["x"]["median"] == 2.0
     assert report["hardware"]["cores"] >= 1
     assert {"torch", "python"} <= set(report["versions"])
