@@ -80,6 +80,7 @@ def run(model: str, repeats: int, *, size: int = 224, batch: int = 8, dtype: tor
     record = timing.record(
         command,
         times,
+        supports="normalization",
         model=model,
         batch=batch,
         size=size,

@@ -9,6 +9,7 @@ many still decode.
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.training.metrics import processor
 from loaders.packs.shard import Pack
 from loaders.packs.writer import Record, ShardWriter, new_attributes
 from loaders.pipelines.batches import eval_batches
@@ -130,12 +132,20 @@ def main():
         return
     found = fuzz(arguments.cases, arguments.seed, arguments.backend)
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    found |= {"seed": arguments.seed, "machine": platform.machine(), "commit": commit.stdout.strip()}
+    found |= {
+        "commit": commit.stdout.strip(),
+        "hardware": {"cpu": processor(), "cores": len(os.sched_getaffinity(0))},
+        "versions": {"python": platform.python_version()},
+        "n": arguments.cases,
+        "spread": f"counts of one run, seed {arguments.seed}",
+        "supports": ["reliability"],
+        "seed": arguments.seed,
+    }
     if found["backend"] == "dali":
         import importlib.metadata
 
         names = [d.metadata["Name"] for d in importlib.metadata.distributions()]
-        found["versions"] = {n: importlib.metadata.version(n) for n in names if n and n.startswith("nvidia-dali")}
+        found["versions"] |= {n: importlib.metadata.version(n) for n in names if n and n.startswith("nvidia-dali")}
     print(json.dumps(found, indent=1))
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")

@@ -16,6 +16,7 @@ from tests.support.figures import KINDS, SPEED, Comment, Figure, Page
 TOPICS = {
     "optimizer": "a step of the optimizer alone",
     "normalization": "group norm, activation or weight standardization alone",
+    "reliability": "what damage does, and what is kept",
     "loader": "images from a pack to tensors",
     "packing": "making, opening and listing packs",
     "training": "the whole training step, or a run of it: its speed",
