@@ -303,7 +303,8 @@ def test_a_loss_that_is_no_number_names_the_checkpoint_that_is_kept(digits, tmp_
 @pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.ABOUT])
 def test_a_damaged_checkpoint_is_named_and_an_older_one_taken(digits, tmp_path, capsys, name):
     run(digits, tmp_path / "run", "train.checkpoint_every=4")
-    expected, folder = newest(tmp_path / "run"), tmp_path / "run" / "checkpoints"
+    expected = {key: value.clone() for key, value in newest(tmp_path / "run").items()}  # not a map of the file
+    folder = tmp_path / "run" / "checkpoints"
     damaged = folder / "step-00000012" / name
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 4
