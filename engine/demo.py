@@ -28,7 +28,7 @@ SEEDS = (0, 1, 2, 3, 4)
 CHOSEN = """\
 Both rows have the same images, steps and learning rate: of 0.03, 0.1, 0.3, 1, 3 the one best for random weights,
 by 1 and 5 shots of three other seeds on images of the training part. Noise of one strength was looked at; before it
-splits into unlike digits, such as 0 to 4 and 5 to 9, where gains were smaller than the spread."""
+splits into unlike digits, such as 0 to 4 and 5 to 9: there gains at such a rate were smaller than the spread."""
 
 
 def run(title: str, command: list[str], ranks: int = 1, launcher: str = "auto") -> float:
