@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch.utils.cpp_extension import include_paths, library_paths
 
+from engine import compiled
 from engine.optim import ops
 from tests.support.agc_cases import ROWS, SETTINGS, Bag, gradients
 
 pytestmark = [
-    pytest.mark.skipif(not ops.loaded(), reason="engine._C is not built: python setup.py build_ext --inplace"),
+    pytest.mark.skipif(not compiled.loaded(), reason="engine._C is not built: python setup.py build_ext --inplace"),
     pytest.mark.skipif(platform.machine() != "x86_64", reason="there are clones on x86-64 only"),
 ]
 ROOT = Path(__file__).parents[2]
