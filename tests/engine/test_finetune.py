@@ -235,7 +235,7 @@ def bad(what, digits, pretrained, tmp_path):
     if what == "one folder for several runs":
         return [f"from={pretrained}", "seed=0,1", f"folder={tmp_path / 'run'}"], "each over the one before"
     if what == "no pack":
-        return [f"from={pretrained}", "data.train=5"], "5 is no pack"
+        return [f"from={pretrained}", "data.train=5"], "there is no pack at 5"
     if what == "a pack twice":
         twice = ",".join([str(digits / "high-train.h5")] * 2)
         return [f"from={pretrained}", f"data.train=[{twice}]"], "named twice"

@@ -318,12 +318,12 @@ def test_the_choice_of_implementation(monkeypatch):
     p.grad = torch.ones(4, 3, dtype=torch.float64)
     with pytest.raises(UserError, match="gradients, found torch.float64"):
         AgcSgd([p], lr=0.1).step()
-    monkeypatch.setattr(ops, "loaded", lambda: False)
+    monkeypatch.setattr(compiled, "loaded", lambda: False)
     assert AgcSgd([p], lr=0.1).implementation == "foreach"
     with pytest.raises(UserError, match="setup.py build_ext"):
         AgcSgd([p], lr=0.1, implementation="fused")
     monkeypatch.undo()
-    monkeypatch.setattr(ops, "supports", lambda device: False)
+    monkeypatch.setattr(compiled, "supports", lambda device, operator: False)
     with pytest.raises(UserError, match="without a kernel for cpu.*BOOSTERBIT_CUDA=1"):
         AgcSgd([p], lr=0.1, implementation="fused")
     monkeypatch.undo()
