@@ -56,7 +56,7 @@ def test_all_combinations_with_a_targets_own_in_place_of_the_sweeps(file):
     runs = sweep_file.read(file()).runs
     expected = [("high", c, s, n) for c in ("first", "second") for s in ("1", "full") for n in (0, 1)]
     assert [run.key for run in runs] == [*expected, ("short", "second", "2", 5)]
-    assert [run.config.lr for run in runs] == [0.3] * 8 + [0.01]
+    assert [run.config.lr for run in runs] == [1.0] * 8 + [0.01]
     assert {run.config.rule.steps for run in runs} == {2}
 
 
