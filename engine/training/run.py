@@ -85,6 +85,7 @@ def train(run: Run, comm: Communicator, *, quiet: bool = False) -> dict[str, flo
 
 def rehearse(run: Run, comm: Communicator) -> None:
     """Two steps, and what they show of the run. Writes nothing."""
+    refuse_shared_gpus(run.parts.precision.device, comm)
     trainer = _trainer(run, comm, 0, [])
     run.parts.broadcast(comm)
     if comm.leads:

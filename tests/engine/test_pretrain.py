@@ -146,6 +146,14 @@ def test_a_finished_run_again_changes_nothing(digits, tmp_path, capsys):
     assert all(torch.equal(value, before[name]) for name, value in after.items())
 
 
+def test_a_dry_run_too_refuses_ranks_that_share_a_gpu(digits, tmp_path, monkeypatch):
+    """What the first hour on a cluster looks for by a dry run."""
+    asked = []
+    monkeypatch.setattr("engine.training.run.refuse_shared_gpus", lambda device, comm: asked.append(device.type))
+    pretrain_main(["demo", "--dry-run", *settings(digits, tmp_path / "run")], 0)
+    assert asked == ["cpu"]
+
+
 def test_a_dry_run_shows_the_schedule_and_writes_nothing(digits, tmp_path, capsys):
     pretrain_main(["demo", "--dry-run", *settings(digits, tmp_path / "run")], 0)
     out = capsys.readouterr().out
