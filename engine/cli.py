@@ -141,7 +141,8 @@ def start(
     except (UserError, OSError) as error:
         _fail_alone(comm, f"error: {error}", USAGE_ERROR)
     except KeyboardInterrupt:
-        _fail_alone(comm, "interrupted; the same command goes on from the newest checkpoint in its folder, if there is one", INTERRUPTED)
+        again = "the same command goes on from the newest checkpoint in its folder, if there is one"
+        _fail_alone(comm, f"interrupted; {again}", INTERRUPTED)
     except Exception:
         _fail_alone(comm, traceback.format_exc(), 1)
     else:
