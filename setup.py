@@ -1,7 +1,8 @@
 """Builds BoosterBiT and its extension module `engine._C` from csrc/.
 
     python setup.py build_ext --inplace       the normal route: the module lands beside engine/compiled.py
-    pip install --no-build-isolation .        an installed copy
+    pip install --no-build-isolation .        an installed copy, with the program `boosterbit`
+    pip wheel --no-build-isolation --no-deps .    the same as a wheel, for machines with this torch
 
 Whether the CUDA kernel is built is decided by BOOSTERBIT_CUDA and by the compiler that is there, never by whether
 this machine has a GPU (login nodes have none), and the decision is printed:
@@ -10,6 +11,7 @@ this machine has a GPU (login nodes have none), and the decision is printed:
     BOOSTERBIT_CUDA=0      CPU only
     not set                build it where nvcc and torch fit together, else CPU only
 
+BOOSTERBIT_BUILT=1 takes the module beside engine/compiled.py as it is, for a wheel within seconds.
 TORCH_CUDA_ARCH_LIST chooses the GPU architectures; without it: sm_80 (A100), sm_90 (H100, H200) and PTX for later.
 """
 
@@ -21,11 +23,39 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Distribution, find_packages, setup
 
 ARCHITECTURES = "8.0;9.0+PTX"
 CPU_SOURCES = sorted(str(path) for path in Path("csrc").rglob("*.cpp"))
 CUDA_SOURCES = sorted(str(path) for path in Path("csrc").rglob("*.cu"))
+REQUIRED = [
+    "torch>=2.11",
+    "numpy",
+    "scipy",
+    "h5py",
+    "pillow",
+    "omegaconf",
+    "pyyaml",
+    "jinja2",
+    "lazy_loader",
+    "safetensors",
+    "scikit-learn",
+    "tensorboard",
+    "matplotlib",
+    "tqdm",
+]
+EXTRAS = {
+    "dali": ["nvidia-dali-cuda130"],
+    "dali-cuda12": ["nvidia-dali-cuda120"],
+    "horovod": ["horovod", "cloudpickle", "psutil", "mpi4py"],  # compiled; jobs/env/build_horovod.sh for today's torch
+    "mpi": ["mpi4py"],
+    "xray": ["torchxrayvision"],
+    "dicom": ["pydicom"],
+    "parquet": ["pyarrow"],
+    "timm": ["timm"],
+    "onnx": ["onnx", "onnxscript", "onnxruntime"],
+}
+"""What some commands want besides; where it is missing they say so, or take torch.distributed and Pillow."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +71,16 @@ class CudaChoice:
 
 def toolkit_root(nvcc: str) -> str | None:
     """Root of the toolkit that `nvcc` belongs to, as nvcc itself reports it (a wrapper script may stand before it)."""
-    answer = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True)
+    answer = subprocess.run(
+        [nvcc, "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, encoding="utf-8", errors="replace"
+    )
     top = re.search(r"^#\$ TOP=(.+)$", answer.stderr, re.MULTILINE)
     return os.path.realpath(top.group(1).strip()) if top else None
 
 
 def toolkit_version(nvcc: str) -> tuple[int, int] | None:
     """(major, minor) of `nvcc`."""
-    answer = subprocess.run([nvcc, "--version"], capture_output=True, text=True)
+    answer = subprocess.run([nvcc, "--version"], capture_output=True, encoding="utf-8", errors="replace")
     found = re.search(r"release (\d+)\.(\d+)", answer.stdout)
     return (int(found.group(1)), int(found.group(2))) if found else None
 
@@ -105,8 +137,9 @@ def extension(choice: CudaChoice):
     # After CUDA_HOME is set: torch looks for the toolkit when this module is imported.
     from torch.utils import cpp_extension
 
-    # -ffp-contract=off: login and compute nodes round alike, whichever vector width they have.
-    flags = {"cxx": ["-O3", "-fopenmp", "-ffp-contract=off", "-fvisibility=hidden", "-Wall"]}
+    # -ffp-contract=off: login and compute nodes round alike, whichever vector width they have. -fno-math-errno: roots
+    # are instructions, and so vectors of them; nobody asks for their errno.
+    flags = {"cxx": ["-O3", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-Wall"]}
     sources, define = CPU_SOURCES, []
     kind = cpp_extension.CppExtension
     if choice.build:
@@ -123,11 +156,22 @@ def extension(choice: CudaChoice):
     return module, cpp_extension.BuildExtension
 
 
+class Compiled(Distribution):
+    """One with a module that was compiled before: of this platform only."""
+
+    def has_ext_modules(self) -> bool:
+        """So that the wheel says for what it is."""
+        return True
+
+
 def main() -> None:
     """What setuptools runs."""
     os.chdir(Path(__file__).resolve().parent)
     options = {}
-    if not {"egg_info", "dist_info", "--help", "--version", "--name"} & set(sys.argv):
+    built = sorted(Path("engine").glob("_C*.so")) if os.environ.get("BOOSTERBIT_BUILT") == "1" else []
+    if built:
+        options = {"distclass": Compiled}
+    elif not {"egg_info", "dist_info", "--help", "--version", "--name"} & set(sys.argv):
         import torch
 
         choice = choose_cuda(os.environ, torch.version.cuda)
@@ -141,22 +185,18 @@ def main() -> None:
         version="0.1.0",
         description="High-throughput pre-training and transfer of BiT ResNets",
         python_requires=">=3.11",
-        packages=find_packages(include=["engine*", "loaders*"]),
-        package_data={"": ["*.pyi", "py.typed"], "engine.config": ["recipes/*/*.yaml"]},
-        install_requires=[
-            "torch>=2.11",
-            "torchvision",
-            "numpy",
-            "h5py",
-            "pillow",
-            "omegaconf",
-            "lazy_loader",
-            "safetensors",
-            "scikit-learn",
-            "tensorboard",
-            "matplotlib",
-            "tqdm",
-        ],
+        packages=[*find_packages(include=["engine*", "loaders*"]), "jobs", "jobs.env"],
+        package_data={
+            "": ["*.pyi", "py.typed"],
+            "engine": [path.name for path in built],
+            "engine.config": ["recipes/*/*.yaml"],
+            "engine.page": ["page.*"],
+            "jobs": ["*.yaml", "*.sh", "*.sbatch"],
+            "jobs.env": ["*.sh", "*.txt"],
+        },
+        entry_points={"console_scripts": ["boosterbit = engine.cli:boosterbit"]},
+        install_requires=REQUIRED,
+        extras_require=EXTRAS,
         **options,
     )
 

@@ -53,13 +53,14 @@ nvidia-smi >"$OUT/nvidia-smi.txt" 2>&1
 
 TORCH_CUDA_ARCH_LIST=$CAPABILITY BOOSTERBIT_CUDA=1 step build 90 "$PYTHON" setup.py build_ext --inplace
 
-KERNEL_TESTS=(tests/test_gpu.py tests/engine/optim/test_ops.py tests/engine/optim/test_fused.py tests/engine/optim/test_standardized.py)
-step parity 90 "$PYTHON" -m pytest -q -m gpu "${KERNEL_TESTS[@]}"
+KERNEL_TESTS=(tests/test_gpu.py tests/engine/network/test_norm_gpu.py tests/engine/optim/test_ops.py tests/engine/optim/test_fused.py tests/engine/optim/test_agc_adamw.py tests/engine/optim/test_standardized.py)
+step parity 75 "$PYTHON" -m pytest -q -m gpu "${KERNEL_TESTS[@]}"
 
 step kernel-R50x1 30 "$PYTHON" -m bench.kernel --model R50x1 --device cuda --repeats 50 --json "$OUT/kernel_R50x1.json"
+step kernel-norm-R50x1 30 "$PYTHON" -m bench.kernel --op group_norm_relu --model R50x1 --device cuda --json "$OUT/norm_R50x1.json"
 if "$PYTHON" -c 'import omegaconf, lazy_loader, safetensors' 2>/dev/null; then
     step train-R50x1 60 "$PYTHON" -m bench.train_step --model R50x1 --batch 128 --device cuda --json "$OUT/train_R50x1.json"
-    step train-R152x4 60 "$PYTHON" -m bench.train_step --model R152x4 --batch 16 --device cuda --json "$OUT/train_R152x4.json"
+    step train-R152x4 45 "$PYTHON" -m bench.train_step --model R152x4 --batch 16 --device cuda --json "$OUT/train_R152x4.json"
 else
     absent "omegaconf, lazy_loader or safetensors: the training step was not measured; bench/gpu_suite.sh bundle FOLDER"
 fi
@@ -67,11 +68,11 @@ step kernel-R152x4 60 "$PYTHON" -m bench.kernel --model R152x4 --device cuda --r
 
 SANITIZER=$(command -v compute-sanitizer || find /usr/local/cuda*/bin/ -name compute-sanitizer 2>/dev/null | head -n 1)
 if [[ -n $SANITIZER ]]; then
-    # Only our kernel is instrumented; the chosen tests reach every size class, dtype and path of it. Most of the time
+    # Only our kernels are instrumented; the chosen tests reach every size class, dtype and path of it. Most of the time
     # goes to the tool's loading of torch.
     CHOSEN=(-m gpu tests/engine/optim/test_fused.py tests/engine/optim/test_ops.py -k "half_gradients or opcheck_copy or any_size")
     for tool in memcheck racecheck synccheck; do
-        step "sanitizer-$tool" 30 "$SANITIZER" --tool "$tool" --kernel-regex kns=agc_sgd --error-exitcode 9 \
+        step "sanitizer-$tool" 30 "$SANITIZER" --tool "$tool" --kernel-regex kns=agc_ --error-exitcode 9 \
             "$PYTHON" -m pytest -q -x -p no:cacheprovider "${CHOSEN[@]}"
     done
 else

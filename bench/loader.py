@@ -11,36 +11,68 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.whole import json_text
+if not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from engine.whole import write_json
+from loaders.arguments import COUNT, SIDE, WORKERS, Number, as_path, as_picture, as_place
 from loaders.errors import UserError
+from loaders.output import as_command
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(prog="python -m bench.loader", description=__doc__.split("\n\n")[0])
     add = result.add_argument
-    add("source", metavar="SOURCE", help="anything that loaders.pack takes, such as imagenet-sample.tar")
-    add("--short-side", type=int, metavar="N", help="pack with this --resize; the others read the same images")
-    add("--quality", type=int, default=95, help="of JPEGs that are encoded anew (default: %(default)s)")
+    add("source", type=as_place, metavar="SOURCE", help="anything that loaders.pack takes, such as imagenet-sample.tar")
+    add(
+        "--short-side",
+        action=Number,
+        within=SIDE,
+        metavar="N",
+        help="pack with this --resize; the others read the same images",
+    )
+    add(
+        "--quality",
+        action=Number,
+        within=(1, 95),
+        default=95,
+        help="of JPEGs that are encoded anew (default: %(default)s)",
+    )
     add("--xray", action="store_true", help="the X-ray transform, beside torchxrayvision's loader")
-    add("--batch", type=int, default=64, help="images (default: %(default)s)")
-    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="or worker processes (default: %(default)s)")
-    add("--turns", type=int, default=7, help="(default: %(default)s)")
-    add("--batches", type=int, default=16, help="timed in each turn (default: %(default)s)")
+    add("--batch", action=Number, within=COUNT, default=64, help="images (default: %(default)s)")
+    add(
+        "--threads",
+        action=Number,
+        within=WORKERS,
+        default=len(os.sched_getaffinity(0)),
+        help="or worker processes (default: %(default)s)",
+    )
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where the images end up (default: %(default)s)")
+    add("--decode", choices=("auto", "cpu", "gpu", "mixed"), default="auto", help="where DALI decodes ours")
+    add("--turns", action=Number, within=COUNT, default=7, help="(default: %(default)s)")
+    add("--batches", action=Number, within=COUNT, default=16, help="timed in each turn (default: %(default)s)")
     add("--only", metavar="A,B,…", help="these loaders; names contain one of the words")
     add("--no-cold", action="store_true", help="leave out the pack with a cold page cache")
-    add("--out", type=Path, metavar="FILE.json", help="write the result")
-    add("--plot", type=Path, metavar="FILE.png", help="draw it")
+    add("--out", type=as_path, metavar="FILE.json", help="write the result")
+    add("--plot", type=as_picture, metavar="FILE.png", help="draw it")
     return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
-    options = parser().parse_args(argv)
-    from bench.measured import timing  # these bring torch, which --help need not wait for
+    try:
+        options = parser().parse_args(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    import torch  # this and some of these take seconds, which --help need not wait for
+
+    from bench.measured import timing
     from bench.peers import loaders as loader_peers
     from bench.peers import turns
     from bench.peers import xray as loader_xray
+    from loaders.pipelines import reading
     from loaders.pipelines.transform import natural_train, xray_train
 
     known = loader_peers.loaders()
@@ -53,14 +85,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not chosen:
         print(f"error: --only {options.only} matches none of {', '.join(known)}", file=sys.stderr)
         return 2
-    if min(options.batch, options.threads, options.turns, options.batches) < 1:
-        print("error: --batch, --threads, --turns and --batches are 1 or more", file=sys.stderr)
-        return 2
     try:
+        if options.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device cuda: no GPU is visible to this process; run it on a GPU node, or --device cpu")
+        reading.chosen(reading.Reading(device=options.device, decode=options.decode))
         with tempfile.TemporaryDirectory() as folder:
             how = {"batch": options.batch, "threads": options.threads, "transform": transform}
+            how |= {"device": options.device, "decode": options.decode}
             material = loader_peers.prepare(options.source, Path(folder), options.short_side, options.quality, **how)
-            hardware = timing.hardware()
+            hardware = timing.hardware(options.device)
             cold = turns.OURS in chosen and not options.no_cold
             done = turns.measure(material, chosen, options.turns, options.batches, 4, cold)
             what = f"{Path(options.source).name}" + (
@@ -74,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     milliseconds = {name: timing.summarize(one.latencies) for name, one in done.items()}
     does = "X-ray transform" if options.xray else "random resized crop"
     facts = {"what": f"{does} to {loader_peers.SIZE} of {what}", "batch": options.batch}
+    facts |= {"device": options.device, "decode": options.decode}
     result = timing.record(
         command,
         milliseconds,
@@ -89,12 +123,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     result["versions"] |= loader_peers.versions()
     print(turns.table(rates, compared))
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json_text(result, indent=1) + "\n")
+        write_json(options.out, result)
     if options.plot:
         turns.plot(result, options.plot)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    as_command(main)

@@ -9,19 +9,24 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from engine.whole import json_text
+if not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from engine.whole import write_json
+from loaders.arguments import COUNT, Number, as_path
+from loaders.output import as_command
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(prog="python -m bench.pack_index", description=__doc__)
     add = result.add_argument
-    add("--records", type=int, default=10_000_000, help="(default: %(default)s)")
-    add("--shards", type=int, default=8, help="(default: %(default)s)")
-    add("--bytes", type=int, default=16, help="of each record (default: %(default)s)")
-    add("--repeats", type=int, default=7, help="openings that are timed (default: %(default)s)")
-    add("--out", type=Path, metavar="FILE.json")
-    add("--open", type=Path, help=argparse.SUPPRESS)
+    add("--records", action=Number, within=COUNT, default=10_000_000, help="(default: %(default)s)")
+    add("--shards", action=Number, within=(1, 99_999), default=8, help="(default: %(default)s)")
+    add("--bytes", action=Number, within=COUNT, default=16, help="of each record (default: %(default)s)")
+    add("--repeats", action=Number, within=COUNT, default=7, help="openings that are timed (default: %(default)s)")
+    add("--out", type=as_path, metavar="FILE.json")
+    add("--open", type=as_path, help=argparse.SUPPRESS)
     add("--cold", action="store_true", help=argparse.SUPPRESS)
     add("--table", action="store_true", help=argparse.SUPPRESS)
     return result
@@ -80,10 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(timing.table(times))
     print({name: value for name, value in result.items() if name.startswith(("index", "write", "open", "table"))})
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json_text(result, indent=1) + "\n")
+        write_json(options.out, result)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    as_command(main)

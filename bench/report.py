@@ -21,7 +21,9 @@ from bench.paper import tables as report_tables
 from bench.paper.names import cells, read_layout, read_published
 from engine.transfer import results
 from engine.whole import whole
-from loaders.errors import UserError
+from loaders.arguments import as_path, as_place
+from loaders.errors import UserError, in_words
+from loaders.output import as_command
 
 USAGE_ERROR = 2
 FORMATS = {"tables": ("md", "csv"), "figures": ("png", "svg")}
@@ -35,11 +37,13 @@ def parser() -> argparse.ArgumentParser:
     commands = result.add_subparsers(dest="command", required=True)
     tables = commands.add_parser("tables", help="Tables 1 and 4 to 9, and one for each target")
     tables.add_argument("--published", action="store_true", help="also rows that have only the paper's values")
-    tables.add_argument("--out", type=Path, metavar="FOLDER", help="write a file for each table as well")
+    tables.add_argument("--out", type=as_path, metavar="FOLDER", help="write a file for each table as well")
     figures = commands.add_parser("figures", help="Figures 1, 2, 4 to 8, and one for each other target")
-    figures.add_argument("--out", type=Path, metavar="FOLDER", default=Path("figures"), help="(%(default)s)")
+    figures.add_argument("--out", type=as_path, metavar="FOLDER", default=Path("figures"), help="(%(default)s)")
     for name, command in (("tables", tables), ("figures", figures)):
-        command.add_argument("results", nargs="+", metavar="RESULTS", help="JSONL, published CSV, or a folder of them")
+        command.add_argument(
+            "results", nargs="+", type=as_place, metavar="RESULTS", help="JSONL, published CSV, or a folder of them"
+        )
         formats = ",".join(FORMATS[name])
         command.add_argument("--format", default=formats, help="of the files, separated by commas (%(default)s)")
     return result
@@ -57,8 +61,10 @@ def main(argv: list[str] | None = None) -> None:
             tables(found, arguments.out, formats, arguments.published)
         else:
             figures(found, arguments.out, formats)
+    except BrokenPipeError:  # `… | head`
+        raise
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_words(error)}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
 
 
@@ -88,7 +94,7 @@ def tables(found: Sequence[results.Result], out: Path | None, formats: Sequence[
     for table in made:
         for name in formats:
             with whole(out / f"{table.name}.{name}") as temporary:
-                temporary.write_text(table.markdown() if name == "md" else table.csv())
+                temporary.write_text(table.markdown() if name == "md" else table.csv(), encoding="utf-8")
     print(f"{len(made)} tables ({', '.join(formats)}) → {out}", file=sys.stderr)
 
 
@@ -117,4 +123,4 @@ def _formats(text: str, known: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -24,8 +24,10 @@ from bench.model.scaling import predict, sweep
 from bench.model.whatif import at_precision, scaled, what_if
 from engine.comm.launch import detect_launch
 from engine.network import family
-from engine.whole import json_text
-from loaders.errors import UserError
+from engine.whole import write_json
+from loaders.arguments import COUNT, SIDE, Number, as_path, as_picture, as_place
+from loaders.errors import UserError, in_words
+from loaders.output import as_command
 
 USAGE_ERROR = 2
 
@@ -36,20 +38,42 @@ def parser() -> argparse.ArgumentParser:
         prog="python bench/scaling.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = result.add_argument
-    add("--gpus", type=int, default=1024, help="largest size (%(default)s)")
+    add("--gpus", action=Number, within=COUNT, default=1024, help="largest size (%(default)s)")
     add("--model", default="R152x4", help=f"{', '.join(family.MEMBERS)} (%(default)s)")
-    add("--batch", type=int, help="images per step on each GPU (modelled: the profile's; measured: 32)")
+    add(
+        "--batch",
+        action=Number,
+        within=COUNT,
+        help="images per step on each GPU (modelled: the profile's; measured: 32)",
+    )
     add("--precision", help="fp32, tf32, bf16, fp16 (modelled: the profile's; measured: bf16 on GPUs, fp32 on CPUs)")
-    add("--data", default="synthetic", help="synthetic, or a pack: then images/s with and without input (%(default)s)")
-    add("--size", type=int, default=224, help="side of the images, pixels (%(default)s)")
-    add("--json", type=Path, metavar="FILE", help="write all rows, hardware and profile")
-    add("--plot", type=Path, metavar="FILE", help="write the figure (modelled: scaling.png where neither is given)")
+    add(
+        "--data",
+        type=as_place,
+        default="synthetic",
+        help="synthetic, or a pack: then images/s with and without input (%(default)s)",
+    )
+    add("--size", action=Number, within=SIDE, default=224, help="side of the images, pixels (%(default)s)")
+    add("--json", type=as_path, metavar="FILE", help="write all rows, hardware and profile")
+    add(
+        "--plot",
+        type=as_picture,
+        metavar="FILE",
+        help="write the figure (modelled: else scaling.png)",
+    )
+    add("--page", type=as_path, metavar="FILE.html", help="write the table and its curves as a page without a server")
     add("--explain", action="store_true", help="show where the lost percent go at each size")
     modelling = result.add_argument_group("modelling")
     add = modelling.add_argument
-    add("--cluster", default="juwels_booster", help="a name from bench/model/clusters/, or a YAML file (%(default)s)")
+    add(
+        "--cluster",
+        type=as_place,
+        default="juwels_booster",
+        help="a name from bench/model/clusters/, or a YAML file (%(default)s)",
+    )
     add(
         "--profile",
+        type=as_place,
         help="speed of one GPU: a name in bench/model/profiles/, or what bench/train_step.py --json wrote",
     )
     add("--facts", action="store_true", help="the cluster's facts alone: no calibration on published rows")
@@ -61,19 +85,24 @@ def parser() -> argparse.ArgumentParser:
     add("--model-only", action="store_true", help="model, even where measuring is possible")
     add("--backend", default="auto", help="auto, horovod, torch: how ranks talk (%(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda (%(default)s)")
-    add("--slice-mib", type=float, help="MiB of gradients that travel at once (measured: 32)")
-    add("--warmup", type=int, default=10, help="steps that do not count (%(default)s)")
-    add("--steps", type=int, default=30, help="steps of a repeat (%(default)s)")
-    add("--repeats", type=int, default=5, help="repeats: median and spread are of these (%(default)s)")
+    add("--reproducible", action="store_true", help="sum gradients in one tree, as train.reproducible=true does")
+    add("--slice-mib", action=Number, within=(0.001, 1e6), help="MiB of gradients that travel at once (measured: 32)")
+    add("--warmup", action=Number, within=(0, 10**9), default=10, help="steps that do not count (%(default)s)")
+    add("--steps", action=Number, within=COUNT, default=30, help="steps of a repeat (%(default)s)")
+    add(
+        "--repeats",
+        action=Number,
+        within=COUNT,
+        default=5,
+        help="repeats: median and spread are of these (%(default)s)",
+    )
     return result
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    arguments = parser().parse_args(argv)
     try:
-        if arguments.gpus < 1:
-            raise UserError(f"--gpus is {arguments.gpus}; 1 or more is expected")
+        arguments = parser().parse_args(argv)
         family.member(arguments.model)
         if _measures(arguments):
             from bench.measured import scaling as scaling_measure  # brings torch
@@ -81,8 +110,10 @@ def main(argv: list[str] | None = None) -> None:
             scaling_measure.run(arguments)
         else:
             model(arguments)
+    except BrokenPipeError:  # `… | head`
+        raise
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_words(error)}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
 
 
@@ -127,13 +158,21 @@ def model(arguments: argparse.Namespace) -> None:
         content = {"rows": [row.as_json() for row in rows], "hardware": {"cluster": cluster.name, **hardware},
                    "profile": asdict(profile), "what_if": arguments.what_if, "calibrated": calibrated,
                    "published": paper.rows if paper else None, **_provenance()}  # fmt: skip
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json_text(content, indent=1) + "\n")
+        write_json(arguments.json, content)
     place = arguments.plot or (None if arguments.json else Path("scaling.png"))
     if place:
         title = f"{profile.network}, {profile.batch} images a GPU, {profile.precision}, {cluster.name}: modelled"
         scaling_report.figure(rows, paper.rows if paper else None, place, title)
         print(f"\nfigure: {place}")
+    if arguments.page:
+        from bench.model.page import scaling_page  # brings what draws pages
+
+        facts = {"command": _command(), "network": profile.network, "batch": f"{profile.batch} images a GPU",
+                 "precision": profile.precision, "cluster": cluster.name,
+                 "what if": ", ".join(arguments.what_if) or "–", "calibrated": calibrated or "no"}  # fmt: skip
+        title = f"{profile.network} on {cluster.name}: modelled"
+        size = scaling_page(rows, paper.rows if paper else None, arguments.page, title, facts)
+        print(f"\npage: {arguments.page} ({size / 1e3:,.0f} kB)")
 
 
 def _provenance() -> dict[str, Any]:
@@ -143,11 +182,15 @@ def _provenance() -> dict[str, Any]:
     return {
         "commit": timing.commit(),
         "versions": {"python": timing.versions()["python"]},
-        "command": shlex.join(["python", "bench/scaling.py", *sys.argv[1:]]),
+        "command": _command(),
         "n": 1,
         "spread": "none: computed",
         "supports": ["modelled"],
     }
+
+
+def _command() -> str:
+    return shlex.join(["python", "bench/scaling.py", *sys.argv[1:]])
 
 
 def choose_profile(arguments: argparse.Namespace, published: Published | None, cluster: Cluster) -> Profile:
@@ -213,4 +256,4 @@ def _heading(profile: Profile, cluster: Cluster, calibrated: str, changes: list[
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

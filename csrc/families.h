@@ -16,6 +16,7 @@ struct Family {
 };
 
 extern const Family agc_sgd_family;
+extern const Family agc_adamw_family;
 extern const Family group_norm_family;
 
 }  // namespace boosterbit

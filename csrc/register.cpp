@@ -6,7 +6,7 @@
 namespace boosterbit {
 namespace {
 
-const Family* const families[] = {&agc_sgd_family, &group_norm_family};
+const Family* const families[] = {&agc_sgd_family, &agc_adamw_family, &group_norm_family};
 
 }  // namespace
 

@@ -15,9 +15,12 @@ import time
 from pathlib import Path
 
 from engine import cli
+from engine.comm.horovod import has_horovod
 from engine.comm.mpirun import rank_command, rank_environment
 from engine.report import report
+from loaders.arguments import WORKERS, Number, as_path, program
 from loaders.errors import UserError
+from loaders.output import as_command
 
 CLEAN = 1200
 """The images before this one are the source, as they are; those from it on the target, under noise."""
@@ -75,6 +78,8 @@ def pack(images: Path, folder: Path) -> None:
 def demo(folder: Path, ranks: int, launcher: str) -> None:
     """The whole way."""
     start = time.perf_counter()
+    if launcher == "auto" and not has_horovod():
+        print("ranks talk through torch.distributed; make demo HOROVOD=1 builds Horovod first, which takes minutes")
     packs, results = folder / "packs", folder / "finetune.jsonl"
     packs.mkdir(parents=True, exist_ok=True)
     results.unlink(missing_ok=True)
@@ -87,7 +92,9 @@ def demo(folder: Path, ranks: int, launcher: str) -> None:
          f"data.val={packs / 'clean-test.h5'}"],
         ranks, launcher,
     )  # fmt: skip
-    network = json.loads(next((pretrained / "checkpoints").glob("step-*/about.json")).read_text())["network"]
+    network = json.loads(next((pretrained / "checkpoints").glob("step-*/about.json")).read_text(encoding="utf-8"))[
+        "network"
+    ]
     run(
         "fine-tune on the noisy digits, few shots and all, beside the same from random weights",
         ["-m", "engine.finetune", "demo", f"from={pretrained},random", f"model={network}", f"shots={','.join(SHOTS)}",
@@ -103,13 +110,13 @@ def demo(folder: Path, ranks: int, launcher: str) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m engine.demo", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--folder", type=Path, default=Path("runs/demo"), help="where everything goes (%(default)s)")
-    parser.add_argument("--ranks", type=int, default=2, help="ranks to pre-train on (%(default)s)")
+    parser = argparse.ArgumentParser(prog=program("engine.demo"), description=__doc__.split("\n\n")[0])
+    parser.add_argument("--folder", type=as_path, default=Path("runs/demo"), help="where everything goes (%(default)s)")
+    parser.add_argument("--ranks", action=Number, within=WORKERS, default=2, help="ranks to pre-train on (%(default)s)")
     parser.add_argument("--launcher", default="auto", choices=("auto", "mpirun", "horovodrun", "torchrun"))
     arguments = parser.parse_args()
     cli.guard(lambda: demo(arguments.folder, arguments.ranks, arguments.launcher))
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from engine import cli
 from engine.network.naming import WORDS
+from loaders.arguments import as_place, program
+from loaders.output import as_command
 
 if TYPE_CHECKING:
     from engine.network.conversion import Written
@@ -38,7 +40,7 @@ The classifier comes along, whatever its classes. TO is read back and compared b
 def convert(source: str | Path, target: str | Path, form: str | None = None, *, force: bool = False) -> Written:
     """`engine.network.conversion.convert`, whose source may be a run's folder too: its newest checkpoint."""
     from engine.network import conversion, weights  # these bring torch, which --help need not wait for
-    from engine.training import checkpoint
+    from engine.saving import checkpoint
 
     path = Path(source)
     runs = str(source) and path.is_dir() and not (path / weights.FOLDER_FILE).is_file()
@@ -49,14 +51,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="python -m engine.weights", description=ABOUT, epilog=EXAMPLES, formatter_class=raw
+        prog=program("engine.weights"), description=ABOUT, epilog=EXAMPLES, formatter_class=raw
     )
     commands = parser.add_subparsers(required=True, metavar="convert")
     command = commands.add_parser(
         "convert", help="write weights in another format", description=ABOUT, epilog=EXAMPLES, formatter_class=raw
     )
-    command.add_argument("source", metavar="FROM", help="weights of any of these formats, or a folder")
-    command.add_argument("target", metavar="TO", help="the file to write; its ending says the format")
+    command.add_argument("source", type=as_place, metavar="FROM", help="weights of any of these formats, or a folder")
+    command.add_argument("target", type=as_place, metavar="TO", help="the file to write; its ending says the format")
     command.add_argument("--to", choices=WORDS, help="the format, where the ending does not say it")
     command.add_argument("--force", action="store_true", help="replace TO where it exists")
     given = parser.parse_args(argv)
@@ -71,4 +73,4 @@ def _convert(given: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -1,9 +1,10 @@
 # shellcheck shell=bash
 # Sourced by every job, after CLUSTER_ENV is set: environment, and settings with their reasons.
 
+jobs=$(dirname "${BASH_SOURCE[0]}")
 set +u # the module command of many clusters reads variables that are not set
 # shellcheck source=/dev/null
-source "jobs/env/$CLUSTER_ENV.sh"
+source "$jobs/env/$CLUSTER_ENV.sh"
 set -u
 if ! python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)'; then
     echo "no environment in ${VENV:-VENV}: on a node with internet, source jobs/env/$CLUSTER_ENV.sh && make env" >&2
@@ -40,3 +41,19 @@ export HOROVOD_CYCLE_TIME=${HOROVOD_CYCLE_TIME:-1} HOROVOD_FUSION_THRESHOLD=${HO
 # MPI type for srun where the cluster's default is another.
 STEP=(srun)
 if [[ -n ${MPI_TYPE:-} ]]; then STEP+=("--mpi=$MPI_TYPE"); fi
+
+# Environment and tree in the memory or on a disk of each node: ranks then ask the shared file system for two files a node,
+# not for thousands each. The first job that does so packs the environment.
+if [[ -n ${STAGE:-} ]]; then
+    stage_to=$STAGE/boosterbit-$SLURM_JOB_ID
+    archives=("$(dirname "$VENV")/$(basename "$VENV").tar" "$RUNS/.stage/tree-$SLURM_JOB_ID.tar")
+    each_node=(srun "--nodes=$SLURM_JOB_NUM_NODES" "--ntasks=$SLURM_JOB_NUM_NODES" --ntasks-per-node=1)
+    unstage() { "${each_node[@]}" rm -rf "$stage_to"; rm -f "${archives[1]}"; }
+    BOOSTERBIT_COMMIT=$(git describe --always --abbrev=12 --dirty=+ '--exclude=*' 2>/dev/null || true)
+    "$jobs/env/stage.sh" pack "${archives[@]}"
+    trap unstage EXIT
+    "${each_node[@]}" "$jobs/env/stage.sh" unpack "${archives[@]}" "$stage_to"
+    echo "the environment is in $stage_to of each node, after $SECONDS s"
+    export BOOSTERBIT_COMMIT VENV=$stage_to/venv PATH=$stage_to/venv/bin:$PATH
+    export PYTHONPATH=$stage_to/tree${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1
+fi

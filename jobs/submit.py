@@ -29,30 +29,46 @@ import yaml
 
 from engine.config.loading import load, variants
 from engine.config.schema import FinetuneConfig, PretrainConfig
+from loaders.arguments import COUNT, Number, as_place, expanded, program
 from loaders.errors import UserError
+from loaders.output import as_command
 
 ROOT = Path(__file__).resolve().parents[1]
+INSTALLED = not (ROOT / "setup.py").is_file()
+"""Whether this is no checkout: then jobs run where they are submitted, and take what is installed here."""
 SWEPT = ("from", "shots", "seed")
 STARTUP = 45  # seconds until a task listens for the signal: a tenth of that on an idle node
 
 
 def read_cluster(name: str) -> dict[str, Any]:
     """A cluster of jobs/clusters.yaml, or of a YAML file with one cluster's keys."""
-    known = yaml.safe_load((ROOT / "jobs" / "clusters.yaml").read_text())
+    known = yaml.safe_load((ROOT / "jobs" / "clusters.yaml").read_text(encoding="utf-8"))
     if name in known:
         return known[name]
     if not Path(name).is_file():
         raise UserError(f"cluster {name!r} is neither a file nor one of {', '.join(known)}")
-    content = yaml.safe_load(Path(name).read_text())
-    keys = set(known["generic"]) | {"visible"}
-    if not isinstance(content, dict) or set(content) - keys:
-        raise UserError(f"{name} must hold the keys {', '.join(sorted(keys))}")
+    try:
+        content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{name} is not readable YAML: {str(error).splitlines()[0]}") from error
+    kinds = {key: type(value) for key, value in known["generic"].items()} | {"visible": str}
+    if not isinstance(content, dict) or set(content) - set(kinds):
+        raise UserError(f"{name} must hold the keys {', '.join(sorted(kinds))}")
+    for key, value in content.items():
+        optional = key in ("mpi", "visible") and value is None
+        of_words = isinstance(value, list) and not all(isinstance(word, str) for word in value)
+        if not optional and (type(value) is not kinds[key] or of_words or (kinds[key] is int and value < 1)):
+            wanted = {int: "a number, 1 or more", list: "a list of words in brackets"}.get(
+                kinds[key], "a text in quotes"
+            )
+            raise UserError(f"{name}: {key} is {value!r}; expected {wanted}")
     return known["generic"] | {"mpi": None} | content
 
 
 def script(arguments: argparse.Namespace) -> str:
     """The filled-in job script. UserError for what could not run."""
     cluster = read_cluster(arguments.cluster)
+    check_words(arguments, cluster)
     if not 1 <= arguments.nodes <= cluster["max_nodes"]:
         raise UserError(f"--nodes is {arguments.nodes}; 1 to {cluster['max_nodes']} are possible here")
     options = {
@@ -62,6 +78,11 @@ def script(arguments: argparse.Namespace) -> str:
         "time": arguments.time or cluster["time"],
     }
     values: dict[str, str | list[str]] = {"CLUSTER_ENV": cluster["env"], "MPI_TYPE": cluster.get("mpi") or ""}
+    values["STAGE"] = arguments.stage or ""
+    if INSTALLED:
+        if arguments.stage or arguments.what == "scaling":
+            raise UserError("--stage and scaling need a checkout of the project; this is an installed copy")
+        values["VENV"] = sys.prefix
     whole_node = {"VISIBLE": cluster.get("visible") or ""}
     what, _, recipe = arguments.what.rpartition(":")
     tasks = arguments.nodes * cluster["tasks_per_node"]
@@ -76,14 +97,14 @@ def script(arguments: argparse.Namespace) -> str:
             load(FinetuneConfig, recipe, [*run, *rest], "finetune")
         nodes_needed = -(-len(runs) // cluster["tasks_per_node"])
         options |= {"nodes": 1, "array": f"0-{min(arguments.nodes, nodes_needed) - 1}"}
-        name = arguments.name or f"finetune-{recipe}"
+        name = arguments.name or f"finetune-{Path(recipe).stem if '/' in recipe else recipe}"
         values |= {"RECIPE": recipe, "NAME": name, "SETTINGS": rest, "STEP_OPTIONS": cluster["step"],
                    "RUNS_OF_SWEEP": [" ".join(run) for run in runs]}  # fmt: skip
     elif what == "sweep":
         from engine.transfer import sweep_file  # imports torch, which the other jobs need not wait for
 
-        file = Path(recipe).resolve()
-        with contextlib.chdir(ROOT):  # where the job runs: its paths start there
+        file = Path(expanded(recipe)).resolve()
+        with contextlib.chdir(home()):  # where the job runs: its paths start there
             swept = sweep_file.read(file).runs
         if arguments.settings:
             raise UserError(f"{arguments.settings[0]!r}: a sweep's settings stand in {recipe}, under set: or a target")
@@ -110,6 +131,7 @@ def script(arguments: argparse.Namespace) -> str:
         check_batch(config, tasks)
         name = arguments.name or config.name
         values |= {"RECIPE": recipe, "NAME": name, "SETTINGS": arguments.settings} | whole_node
+        values["RESTARTS"] = "" if arguments.restarts is None else str(arguments.restarts)
         ahead = 300 if arguments.signal is None else arguments.signal
         if seconds(options["time"]) < ahead + STARTUP:
             raise UserError(
@@ -117,19 +139,52 @@ def script(arguments: argparse.Namespace) -> str:
                 f"begun; give {ahead + STARTUP} s or more, or a smaller --signal"
             )
         options["signal"] = f"USR1@{ahead}"
+    if arguments.restarts is not None and template != "pretrain":
+        raise UserError("--restarts is for pre-training, which goes on from its checkpoints")
+    check_name(name)
     options["job-name"] = name
     more = [*cluster["sbatch"], *([f"--account={arguments.account}"] if arguments.account else []), *arguments.sbatch]
-    return fill((ROOT / "jobs" / f"{template}.sbatch").read_text(), options, more, values)
+    text = (ROOT / "jobs" / f"{template}.sbatch").read_text(encoding="utf-8")
+    if INSTALLED:
+        text = text.replace("source jobs/common.sh", f"source {shlex.quote(str(ROOT / 'jobs' / 'common.sh'))}")
+    return fill(text, options, more, values)
+
+
+def home() -> Path:
+    """Where a job runs, and its paths start."""
+    return Path.cwd() if INSTALLED else ROOT
+
+
+def check_words(arguments: argparse.Namespace, cluster: dict[str, Any]) -> None:
+    """UserError for words that a job script cannot hold, or that would mean something else in one."""
+    given = {"--time": [arguments.time or ""], "--account": [arguments.account or ""], "--name": [arguments.name or ""],
+             "--stage": [arguments.stage or ""],
+             "--sbatch": arguments.sbatch, "the recipe": [arguments.what], "settings": arguments.settings,
+             "the cluster's words": [*map(str, cluster.values()), *cluster["sbatch"], *cluster["step"]]}  # fmt: skip
+    for what, words in given.items():
+        for word in words:
+            if control := [character for character in word if not (character >= " " and character != "\x7f")]:
+                raise UserError(f"{what}: {word!r} holds {control[0]!r}; a job script takes one line for each word")
+    for word in arguments.sbatch:
+        if not re.match(r"-\w\S|--[\w-]+(=|$)", word) or re.match(r"-\w\s", word):
+            raise UserError(f"--sbatch {word!r}: expected one option, as in --sbatch=--qos=high, its value after a =")
+    seconds(arguments.time or cluster["time"])
+
+
+def check_name(name: str) -> None:
+    """UserError for a name that a job, its log and its run folder cannot all have."""
+    if "/" in name or "${" in name or name in (".", "..") or len(name.encode(errors="surrogateescape")) > 200:
+        raise UserError(
+            f"the name {name!r} is of the job, its log and its run folder; give a --name of no more than 200 bytes, "
+            "without / and ${, and neither . nor .."
+        )
 
 
 def seconds(limit: str) -> int:
     """A time limit as Slurm has it (minutes, minutes:seconds, hours:minutes:seconds, days-hours:…) in seconds."""
     days, dash, rest = limit.rpartition("-")
-    try:
-        parts = [int(part) for part in rest.split(":")]
-        first = 24 * 3600 * int(days) if dash else 0
-    except ValueError:
-        parts = []
+    parts = [int(part) for part in rest.split(":")] if re.fullmatch(r"(\d+-)?\d+(:\d+)*", limit, re.ASCII) else []
+    first = 24 * 3600 * int(days) if parts and dash else 0
     if not 1 <= len(parts) <= 3:
         raise UserError(f"--time is {limit!r}; minutes, hours:minutes:seconds or days-hours:minutes:seconds expected")
     weights = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
@@ -137,45 +192,76 @@ def seconds(limit: str) -> int:
 
 
 def check_batch(config: PretrainConfig, tasks: int) -> None:
-    """UserError unless the recipe's global batch can be shared out among the tasks."""
+    """UserError unless the recipe's global batch can be shared out among the tasks; micro-batches of a size can."""
     shares = tasks * config.train.accumulate
-    if config.train.global_batch % shares:
+    if config.train.micro_batch is None and config.train.global_batch % shares:
         raise UserError(
             f"train.global_batch={config.train.global_batch} cannot be shared out evenly among {tasks} tasks of "
             f"{config.train.accumulate} micro-batches; change --nodes, train.accumulate or train.global_batch"
         )
+    if config.train.reproducible:
+        from engine.optim.tree import check_ranks  # brings torch
+
+        check_ranks(config.train.global_batch // int(config.train.micro_batch or 1), tasks)
+
+
+def quoted(word: str) -> str:
+    """A word of a #SBATCH line, as sbatch reads it: a backslash escapes, in quotes too, and # begins a comment."""
+    if re.fullmatch(r"[\w@%+=:,./\[\]-]+", word, re.ASCII):
+        return word
+    escaped = word.replace("\\", r"\\").replace('"', r"\"")
+    return f'"{escaped}"'
 
 
 def fill(text: str, options: dict[str, Any], more: list[str], values: dict[str, str | list[str]]) -> str:
     """The template with these #SBATCH options and shell variables in place of its own."""
-    for key, value in options.items():
-        line = f"#SBATCH --{key}={value}"
-        text, found = re.subn(rf"^#SBATCH --{key}=.*$", line.replace("\\", r"\\"), text, flags=re.M)
-        if not found:
-            more = [f"--{key}={value}", *more]
-    last = list(re.finditer(r"^#SBATCH .*\n", text, flags=re.M))[-1].end()
-    text = text[:last] + "".join(f"#SBATCH {word}\n" for word in more) + text[last:]
     lines = [
         f"{key}=({shlex.join(value)})" if isinstance(value, list) else f"{key}={shlex.quote(value)}"
         for key, value in values.items()
     ]
     head, tail = text.index("# --- filled in"), text.index("# --- end")
-    return text[:head] + "# --- filled in by jobs/submit.py\n" + "\n".join(lines) + "\n" + text[tail:]
+    text = text[:head] + "# --- filled in by jobs/submit.py\n" + "\n".join(lines) + "\n" + text[tail:]
+    own = [line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH ")]
+    kept = [word for word in own if word.removeprefix("--").partition("=")[0] not in options]
+    words = [*(f"--{key}={value}" for key, value in options.items()), *kept, *more]
+    first, _, rest = text.partition("\n")
+    rest = re.sub(r"\A(#SBATCH .*\n)+", "", rest)
+    return "\n".join([first, *(f"#SBATCH {quoted(word)}" for word in words), rest])
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(
-        prog="jobs/submit.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("jobs.submit", "jobs/submit.py"),
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     here = "juwels_booster" if "juwels" in os.environ.get("SYSTEMNAME", "") else "generic"
     add = result.add_argument
     add("what", metavar="RECIPE", help="a pre-training recipe, finetune:RECIPE, sweep:FILE, scaling, or pack")
     add("settings", nargs="*", metavar="key=value", help="settings of the recipe; words of the program after --")
-    add("--nodes", type=int, default=1, help="(%(default)s); of a fine-tuning sweep: at most at the same time")
-    add("--cluster", default=here, help="a name of jobs/clusters.yaml, or a file (%(default)s)")
+    add(
+        "--nodes",
+        action=Number,
+        within=COUNT,
+        default=1,
+        help="(%(default)s); of a fine-tuning sweep: at most at the same time",
+    )
+    add("--cluster", type=as_place, default=here, help="a name of jobs/clusters.yaml, or a file (%(default)s)")
     add("--time", help="time limit (the cluster's longest)")
-    add("--signal", type=int, help="seconds before the time limit at which pre-training saves and requeues (300)")
+    add(
+        "--signal",
+        action=Number,
+        within=(0, 65_535),
+        help="seconds before the time limit at which pre-training saves and requeues (300)",
+    )
+    add(
+        "--restarts",
+        action=Number,
+        within=COUNT,
+        help="start pre-training again within the job where it crashed or hung: so often without a newer checkpoint",
+    )
+    add("--stage", type=as_place, metavar="DIR", help="first copy environment and program to this folder of each node")
     add("--account", help="whose computing time it is")
     add("--name", help="of the job and the run folder (the recipe's)")
     add("--sbatch", action="append", default=[], metavar="OPTION", help="another option of sbatch; may be repeated")
@@ -187,19 +273,20 @@ def main(argv: list[str] | None = None) -> int:
     """The command line."""
     arguments = parser().parse_intermixed_args(argv)
     try:
-        text = script(arguments)
+        content = script(arguments).encode(errors="surrogateescape")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if arguments.dry_run:
-        print(text, end="")
+        sys.stdout.flush()
+        sys.stdout.buffer.write(content)  # whatever the terminal is: people keep it in a file
         return 0
     try:
-        return subprocess.run(["sbatch", f"--chdir={ROOT}"], input=text, text=True).returncode
+        return subprocess.run(["sbatch", f"--chdir={home()}"], input=content).returncode
     except FileNotFoundError:
         print("error: there is no sbatch here; --dry-run prints the script", file=sys.stderr)
         return 2
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    as_command(main)

@@ -1,7 +1,6 @@
 """python -m loaders.pack: images in, packed HDF5 out."""
 
 import argparse
-import os
 import resource
 import signal
 import sys
@@ -13,10 +12,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from loaders.errors import UserError
+from loaders.arguments import SIDE, Number, as_path, as_place, as_settings, program
+from loaders.errors import UserError, in_words
+from loaders.output import as_command
 from loaders.packing.find import kinds
+from loaders.packing.options import Options, Report
 from loaders.packing.ranks import Alone, MpiRanks
-from loaders.packing.spreading import Options, Report, pack
+from loaders.packing.spreading import pack
 from loaders.packs.shard import Pack
 from loaders.sources.select import PARTS
 
@@ -24,12 +26,13 @@ from loaders.sources.select import PARTS
 def _pack_command(argv: Sequence[str]) -> int:
     sources = "\n".join(f"  {name:10} {module.HELP}" for name, module in kinds().items())
     parser = argparse.ArgumentParser(
-        prog="python -m loaders.pack",
+        prog=program("loaders.pack"),
         description="Pack images into HDF5 for training. Every image is decoded once, so a bad file is found now.",
         epilog=f"kinds of source:\n{sources}\n\n{_settings_help()}also:\n"
         "  python -m loaders.pack verify PACK   check every record\n"
         "  python -m loaders.pack info PACK     say what is in a pack\n\n"
         "examples:\n"
+        "  python -m loaders.pack sklearn:digits digits.h5\n"
         "  python -m loaders.pack ~/imagenet/train train.h5 --resize 256 --shards 8\n"
         "  python -m loaders.pack cifar10.tar cifar10-test.h5 --under cifar10/test\n"
         "  python -m loaders.pack sklearn:digits low.h5 --classes 0,1,2,3,4 --part train\n"
@@ -39,8 +42,8 @@ def _pack_command(argv: Sequence[str]) -> int:
     )
     default = Options()
     add = parser.add_argument
-    add("source", metavar="SOURCE", help="what to pack, see below")
-    add("dest", metavar="DEST.h5", help="the pack; with several shards DEST-00000-of-0000K.h5 and so on")
+    add("source", type=as_place, metavar="SOURCE", help="what to pack, see below")
+    add("dest", type=as_path, metavar="DEST.h5", help="the pack; with several shards DEST-00000-of-0000K.h5 and so on")
     add("--kind", help="kind of source (default: from what is there)")
     add("--under", metavar="SUBDIR", help="take this sub-tree (or part, such as train) of the source only")
     add("--set", metavar="KEY=VALUE", dest="settings", action="append", default=[], help="a setting, see below; repeat")
@@ -54,23 +57,40 @@ def _pack_command(argv: Sequence[str]) -> int:
     add(
         "--holdout",
         metavar="F",
-        type=float,
+        action=Number,
+        within=(0.0, 1.0),
         default=default.holdout,
         help="the test part (default: %(default)s)",
     )
     add("--shuffle", action="store_true", help="pack in a fixed random order (for training with data.shuffle=blocks)")
-    add("--shards", metavar="K", type=int, default=default.shards, help="number of files (default: 1)")
+    add(
+        "--shards",
+        metavar="K",
+        action=Number,
+        within=(1, 99_999),
+        default=default.shards,
+        help="number of files (default: 1)",
+    )
     add(
         "--resize",
         metavar="N",
-        type=int,
+        action=Number,
+        within=SIDE,
         help="re-encode larger images to short side N (default: bytes untouched)",
     )
-    add("--quality", metavar="Q", type=int, default=default.quality, help="of these JPEGs (default: %(default)s)")
+    add(
+        "--quality",
+        metavar="Q",
+        action=Number,
+        within=(1, 95),
+        default=default.quality,
+        help="of these JPEGs (default: %(default)s)",
+    )
     add(
         "--workers",
         metavar="N",
-        type=int,
+        action=Number,
+        within=(0, 1024),
         default=default.workers,
         help="processes that decode (default: %(default)s)",
     )
@@ -79,17 +99,17 @@ def _pack_command(argv: Sequence[str]) -> int:
     add("--restart", action="store_true", help="do not go on with the finished shards of an interrupted packing")
     add("--mpi", action="store_true", help="share the shards among the ranks of an MPI job (mpirun, srun)")
     fields = vars(parser.parse_args(argv))
-    source, dest = fields.pop("source"), Path(fields.pop("dest"))
+    source, dest = fields.pop("source"), fields.pop("dest")
     classes = tuple(name.strip() for name in fields.pop("classes").split(",") if name.strip())
 
     started = time.perf_counter()
-    options = Options(classes=classes, settings=_settings(fields.pop("settings")), **fields)
+    options = Options(classes=classes, settings=as_settings(fields.pop("settings")), **fields)
     ranks = MpiRanks() if options.mpi else Alone()
     try:
         report = pack(source, dest, options, ranks=ranks)
     except (UserError, OSError) as error:
         nameless = isinstance(error, OSError) and not error.filename
-        said = OSError(f"packing {source} into {dest}: {error}") if nameless else error
+        said = f"packing {source} into {dest}: {in_words(error)}" if nameless else in_words(error)
         return _failed(said, speaks=ranks.rank == 0)  # the same on all ranks
     except BaseException:  # on this rank alone: the others would wait for it
         if ranks.size > 1:
@@ -108,19 +128,7 @@ def _settings_help() -> str:
     return "".join(f"settings of {name}, each as --set KEY=VALUE:\n{text}\n" for name, text in rows.items())
 
 
-def _settings(words: Sequence[str]) -> dict[str, str]:
-    settings: dict[str, str] = {}
-    for word in words:
-        key, equals, value = (part.strip() for part in word.partition("="))
-        if not key or not equals:
-            raise UserError(f"--set {word}: expected KEY=VALUE")
-        if key in settings:
-            raise UserError(f"--set gives {key} twice, as {settings[key]!r} and {value!r}")
-        settings[key] = value
-    return dict(sorted(settings.items()))
-
-
-def _failed(error: Exception, speaks: bool = True) -> int:
+def _failed(error: str, speaks: bool = True) -> int:
     if speaks:
         print(f"error: {error}", file=sys.stderr)
     return 2
@@ -137,7 +145,7 @@ def _summary(report: Report, dest: Path, options: Options, seconds: float) -> in
     for key, reason in report.bad:
         print(f"bad: {key}: {reason}", file=sys.stderr)
     for change, count in sorted(report.changes.items()):
-        print(f"re-encoded {count:,} images: {change}")
+        print(f"changed {count:,} images: {change}")
     left_out = f", {len(report.bad):,} bad files left out" if report.bad else ""
     rate = (report.records + len(report.bad)) / seconds
     print(f"{dest}: {report.records:,} images{left_out}, {seconds:.1f} s, {rate:,.0f} images/s, verified")
@@ -154,9 +162,11 @@ def _summary(report: Report, dest: Path, options: Options, seconds: float) -> in
 
 def _verify_command(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m loaders.pack verify", description="Check every byte of a pack against its checksums."
+        prog=f"{program('loaders.pack')} verify", description="Check every byte of a pack against its checksums."
     )
-    parser.add_argument("pack", metavar="PACK", help="DEST.h5, of one file or several shards, or one shard")
+    parser.add_argument(
+        "pack", type=as_place, metavar="PACK", help="DEST.h5, of one file or several shards, or one shard"
+    )
     opened = Pack.open(parser.parse_args(argv).pack)
     with tqdm(total=len(opened), unit=" images", desc="verifying", disable=None) as bar:
         faults = opened.verify(bar.update)
@@ -167,8 +177,10 @@ def _verify_command(argv: Sequence[str]) -> int:
 
 
 def _info_command(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m loaders.pack info", description="Say what is in a pack.")
-    parser.add_argument("pack", metavar="PACK", help="DEST.h5, of one file or several shards, or one shard")
+    parser = argparse.ArgumentParser(prog=f"{program('loaders.pack')} info", description="Say what is in a pack.")
+    parser.add_argument(
+        "pack", type=as_place, metavar="PACK", help="DEST.h5, of one file or several shards, or one shard"
+    )
     opened = Pack.open(parser.parse_args(argv).pack)
     for name, value in opened.attributes.items():
         print(f"{name:10} {value}")
@@ -189,14 +201,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {"verify": _verify_command, "info": _info_command}
     command = commands.get(argv[0]) if argv else None
     try:
-        code = command(argv[1:]) if command else _pack_command(argv)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # `… | head` ends it without a word, as it ends other programs
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
-        return 141
+        return command(argv[1:]) if command else _pack_command(argv)
+    except BrokenPipeError:  # `… | head`
+        raise
     except (UserError, OSError) as error:
-        return _failed(error)
+        return _failed(in_words(error))
     except KeyboardInterrupt:
         print("interrupted; the same command goes on after the shards that were finished", file=sys.stderr)
         return 130
@@ -207,5 +216,6 @@ def _terminate(number: int, frame: object) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(main())
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _terminate)
+    as_command(main)

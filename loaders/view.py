@@ -1,11 +1,13 @@
-"""python -m loaders.view PACK: a contact sheet of augmented samples with their labels, as PNG."""
+"""The command line of the contact sheet: what the network will see of a pack."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from loaders.errors import UserError
+from loaders.arguments import SEEDS, SIDE, Number, as_path, as_place, program
+from loaders.errors import UserError, in_words
+from loaders.output import as_command
 from loaders.pipelines.reading import BACKENDS
 from loaders.pipelines.transform import (
     bit_eval,
@@ -16,6 +18,11 @@ from loaders.pipelines.transform import (
     xray_train,
 )
 
+ABOUT = """Draw a contact sheet of augmented samples of a pack with their labels, as PNG: what a network would see.
+
+  python -m loaders.view digits.h5 --transform bit-eval --size 32     (python -m loaders.pack sklearn:digits digits.h5)
+  python -m loaders.view train.h5 --transform natural-randaugment --count 64 --seed 1
+  python -m loaders.view chest.h5 --transform xray-train --out sheet.png"""
 TRANSFORMS = {
     "natural-train": lambda size: natural_train(size),
     "natural-randaugment": lambda size: natural_train(size, (2, 9)),
@@ -29,24 +36,24 @@ TRANSFORMS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m loaders.view", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog=program("loaders.view"), description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add("pack", metavar="PACK", help="a pack: DEST.h5, of one file or several shards")
-    add("--out", type=Path, metavar="FILE.png", help="where the sheet goes (default: PACK.png)")
+    add("pack", type=as_place, metavar="PACK", help="a pack: DEST.h5, of one file or several shards")
+    add("--out", type=as_path, metavar="FILE.png", help="where the sheet goes (default: PACK.png)")
     add("--transform", choices=TRANSFORMS, default="natural-train", help="(default: %(default)s)")
-    add("--size", type=int, default=224, help="side of each sample in pixels (default: %(default)s)")
-    add("--count", type=int, default=32, help="samples (default: %(default)s)")
-    add("--columns", type=int, default=8, help="samples in a row (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of order and augmentation (default: %(default)s)")
+    add("--size", action=Number, within=SIDE, default=224, help="side of each sample in pixels (default: %(default)s)")
+    add("--count", action=Number, within=(1, 10_000), default=32, help="samples (default: %(default)s)")
+    add("--columns", action=Number, within=(1, 1000), default=8, help="samples in a row (default: %(default)s)")
+    add("--seed", action=Number, within=SEEDS, default=0, help="of order and augmentation (default: %(default)s)")
     add("--backend", choices=BACKENDS, default="auto", help="(default: %(default)s)")
-    options = parser.parse_args(argv)
-    from loaders.packs.shard import Pack  # these bring torch and HDF5, which --help need not wait for
-    from loaders.pipelines.sheet import contact_sheet
-
-    out = options.out or Path(options.pack).with_suffix(".png")
     try:
-        if options.size < 1:
-            raise UserError(f"--size is {options.size}; it must be 1 or more")
+        options = parser.parse_args(argv)
+        from loaders.packs.shard import Pack  # these bring torch and HDF5, which --help need not wait for
+        from loaders.pipelines.sheet import contact_sheet
+
+        out = options.out or Path(options.pack).with_suffix(".png")
         transform = TRANSFORMS[options.transform](options.size)
         sheet = contact_sheet(
             Pack.open(options.pack),
@@ -58,11 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         sheet.save(out, "PNG")
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_words(error)}", file=sys.stderr)
         return 2
     print(f"{out}: {sheet.width} x {sheet.height} pixels")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    as_command(main)

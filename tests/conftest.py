@@ -10,6 +10,7 @@ import torch
 
 from engine.comm.horovod import has_horovod
 from engine.comm.mpirun import rank_command, rank_environment
+from engine.saving import signals
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,6 +21,19 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before():
+    """What a command line does with signals ends with its test, so that Ctrl-C ends the tests."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    if signals._ears is not None:  # what one test was told, another need not hear
+        signal.set_wakeup_fd(-1)
+        signals._ears.close()
+        signals._ears = None
 
 
 @pytest.fixture(scope="session")
@@ -61,10 +75,10 @@ def run_words(words, env, timeout):
 def launch():
     """Runs `python WORDS` on N ranks: launch(ranks, "mpirun" | "horovodrun" | "torchrun", WORDS).
 
-    Under mpirun, one list of words per rank may be given instead of one for all.
+    Under mpirun, one list of words per rank may be given instead of one for all. `threads`: of each rank.
     """
 
-    def start(ranks, launcher, *words, timeout=120):
+    def start(ranks, launcher, *words, timeout=120, threads=None):
         if launcher != "torchrun" and not has_horovod():
             pytest.skip("Horovod is not installed")
         if not Path(sys.executable).with_name(launcher).exists() and shutil.which(launcher) is None:
@@ -72,6 +86,7 @@ def launch():
         command = rank_command(1 if len(words) > 1 else ranks, launcher)
         for index, others in enumerate(words):
             command += [*others] if index == 0 else [":", "-np", "1", sys.executable, *others]
-        return run_words([str(word) for word in command], rank_environment(ranks), timeout)
+        env = rank_environment(ranks) | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+        return run_words([str(word) for word in command], env, timeout)
 
     return start

@@ -7,10 +7,15 @@ import pytest
 import torch
 
 from bench.measured.kernel import launches
+from bench.measured.training import Setup, build, synthetic
+from engine.comm.communicator import Communicator
+from engine.comm.launch import Launch
 from engine.network import bit
 from engine.optim import ops
-from engine.optim.agc_sgd import AgcSgd, named_groups
+from engine.optim.agc_adamw import AgcAdamW
+from engine.optim.agc_sgd import AgcSgd
 from engine.optim.flat import FlatParameters
+from engine.optim.groups import named_groups
 from engine.optim.standardized import StandardizedWeights
 from tests.support.agc_cases import SETTINGS, Bag, Oracle, arrange, assert_close, give, gradients, odd_shapes
 
@@ -51,6 +56,27 @@ def test_the_host_never_waits(standardize):
     assert torch.isfinite(flat.values).all()
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+def test_the_host_never_waits_in_a_training_step(precision):
+    comm = Communicator(Launch("alone"))
+    setup = Setup(NETWORK, batch=8, precision=precision, device="cuda", size=32, num_classes=10)
+    trainer = build(setup, comm)
+    source = synthetic(setup, comm, trainer.flat.values.device)
+    micro_batches = next(source) + next(source)
+    trainer.train_step(micro_batches)  # tables and algorithms are chosen
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            trainer.phases.start()
+            trainer.phases.lap("input")
+            trainer.train_step(micro_batches)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.isfinite(trainer.flat.values).all()  # waits: all three are read now
+    assert trainer.phases.read()["steps"] == 3
+
+
 def test_lists_of_tensors_do_not_wait_either():
     params = arrange(Bag(odd_shapes()), "list", "cuda")
     optimizer = AgcSgd(params, lr=torch.tensor(0.1, device="cuda"), implementation="fused", **SETTINGS)
@@ -78,6 +104,21 @@ def test_one_launch_for_a_list():
     give(params, gradients(params, 0, device="cuda"), "list")
     optimizer.step()
     assert launches(optimizer.step) == 1
+
+
+def test_adamw_is_two_launches_and_nobody_waits():
+    flat, _ = network()
+    optimizer = AgcAdamW([{"params": flat.parameters}], ema_decay=0.99, implementation="fused")
+    assert launches(optimizer.step) == 2
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(3):
+            optimizer.param_groups[0]["lr"] = 1e-3 / (1 + step)
+            optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert optimizer.state[flat.parameters[0]]["step"] > 3
+    assert all(each.rows for each in optimizer.clipped().values())
 
 
 def test_more_tensors_than_one_launch_takes():

@@ -14,14 +14,31 @@ from tests.test_layout import MODULES
 SLOW = {"torch", "torchvision", "scipy", "pandas", "sklearn", "matplotlib", "nvidia", "horovod", "timm"}
 
 ANSWERS = [
-    *([f"engine.{name}", "--help"] for name in ("pretrain", "finetune", "sweep", "report", "weights", "demo")),
+    *(
+        [f"engine.{name}", "--help"]
+        for name in (
+            "pretrain",
+            "finetune",
+            "sweep",
+            "report",
+            "predict",
+            "evaluate",
+            "weights",
+            "export",
+            "doctor",
+            "demo",
+        )  # fmt: skip
+    ),
     ["engine.pretrain", "--list"],
     ["engine.finetune", "--list"],
     ["engine.pretrain", "imagenet1k_r50x1", "--print-config", "data.train=a.h5"],
     ["engine.finetune", "pets", "--print-config", "from=a", "data.train=a.h5", "data.test=b.h5", "seed=0,1"],
     ["loaders.pack", "--help"],
     ["loaders.view", "--help"],
-    *([f"bench.{name}", "--help"] for name in ("kernel", "loader", "pack_index", "report", "scaling", "train_step")),
+    *(
+        [f"bench.{name}", "--help"]
+        for name in ("evaluate", "kernel", "loader", "pack_index", "report", "scaling", "startup", "train_step")
+    ),
     ["jobs.submit", "--help"],
 ]
 STUBS = sorted(path.parent for path in ROOT.glob("*/*/__init__.pyi"))

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from bench.measured import timing
 from engine import compiled
 from engine.network import bit
-from engine.optim.agc_sgd import AgcSgd, named_groups
+from engine.optim.agc_sgd import AgcSgd
 from engine.optim.flat import FlatParameters
+from engine.optim.groups import named_groups
 from engine.optim.standardized import StandardizedWeights
 from loaders.errors import UserError
 
@@ -43,15 +44,22 @@ class Subject:
     flat: FlatParameters
     gradients: Tensor
     """What the gradient buffer is set to before each step: some peers clip in place."""
+    separate: bool = False
+    """Parameters and gradients are tensors of their own instead, as any other training loop has them."""
 
     @classmethod
-    def build(cls, name: str, device: torch.device) -> Subject:
+    def build(cls, name: str, device: torch.device, separate: bool = False) -> Subject:
         with torch.device(device):
             torch.manual_seed(0)
             model = bit.build(name, 1000, zero_head=False)
         flat = FlatParameters(model, channels_last=True)
         gradients = torch.randn_like(flat.grads) * flat.values.abs().mean() * 0.01
-        return cls(model, flat, gradients)
+        if separate:
+            for parameter in model.parameters():
+                grad = parameter.grad
+                assert grad is not None
+                parameter.data, parameter.grad = parameter.data.clone(), grad.clone()
+        return cls(model, flat, gradients, separate)
 
     @property
     def params(self) -> list[nn.Parameter]:
@@ -68,6 +76,10 @@ class Subject:
 
     def restore(self) -> None:
         self.flat.grads.copy_(self.gradients)
+        if self.separate:
+            for slot, parameter in zip(self.flat.slots, self.flat.parameters, strict=True):
+                assert parameter.grad is not None
+                parameter.grad.copy_(self.flat.view(self.flat.grads, slot, channels_last=True))
 
 
 def variants(subject: Subject) -> dict[str, Callable[[], Any]]:
@@ -77,8 +89,9 @@ def variants(subject: Subject) -> dict[str, Callable[[], Any]]:
     if compiled.supports(device, "agc_sgd_"):
         found[OURS] = _ours(subject, "fused", **AGC)
         found["AgcSgd fused, no clipping"] = _ours(subject, "fused", clipping=None)
-        weights = StandardizedWeights(subject.model, subject.flat, torch.bfloat16).forward_weights
-        found["AgcSgd fused, standardizing"] = _ours(subject, "fused", forward_weights=weights, **AGC)
+        if not subject.separate:  # the copies are views of a buffer
+            weights = StandardizedWeights(subject.model, subject.flat, torch.bfloat16).forward_weights
+            found["AgcSgd fused, standardizing"] = _ours(subject, "fused", forward_weights=weights, **AGC)
     found["AgcSgd foreach"] = _ours(subject, "foreach", **AGC)
     kinds = ("foreach", "fused")
     peers = {kind: torch.optim.SGD(subject.params, **{kind: True}, **SGD).step for kind in kinds}
@@ -194,21 +207,25 @@ def device(wanted: str) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else torch.device(wanted)
 
 
-def run(model: str, device: torch.device, repeats: int) -> dict[str, Any]:
-    """The measurement as a record for JSON. UserError for an unknown network or an absent device."""
+def run(model: str, device: torch.device, repeats: int, separate: bool = False) -> dict[str, Any]:
+    """The measurement as a record for JSON; `separate`: parameters are tensors of their own.
+
+    UserError for an unknown network or an absent device.
+    """
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no GPU is visible to this process; run it on a GPU node, or with --device cpu")
     hardware = timing.hardware(device)  # before this run is itself the load
-    subject = Subject.build(model, device)
+    subject = Subject.build(model, device, separate)
     steps = variants(subject)
     times = timing.measure(steps, repeats=repeats, device=device, between=subject.restore, queued=True)
     counts = host = None
     if device.type == "cuda":
         counts = {name: launches(step) for name, step in steps.items() if name != COPY}
         host = {name: host_milliseconds(step) for name, step in steps.items() if name != COPY}
-    command = f"python -m bench.kernel --model {model} --device {device.type} --repeats {repeats} --json"
+    command = f"python -m bench.kernel --model {model} --device {device.type} --repeats {repeats}"
     facts: dict[str, Any] = {
         "model": model,
+        "separate_tensors": separate,
         "parameters": subject.numel,
         "bytes_per_parameter": BYTES,
         "bound_milliseconds": times[COPY].median * BYTES / 8,
@@ -217,6 +234,7 @@ def run(model: str, device: torch.device, repeats: int) -> dict[str, Any]:
         "host_milliseconds": host,
         "ratios": ratios(times),
     }
+    command += (" --separate" if separate else "") + " --json"
     return timing.record(command, times, supports="optimizer", device=device, **facts) | {"hardware": hardware}
 
 
@@ -231,7 +249,12 @@ def show(report: dict[str, Any]) -> str:
     """The record for people."""
     times = {name: timing.Times(**values) for name, values in report["milliseconds"].items()}
     where = report["hardware"].get("gpu", report["hardware"]["cpu"])
-    lines = [f"{report['model']}: {report['parameters']:,} parameters; {where}", timing.table(times, PEER), ""]
+    separate = " in separate tensors" if report["separate_tensors"] else ""
+    lines = [
+        f"{report['model']}: {report['parameters']:,} parameters{separate}; {where}",
+        timing.table(times, PEER),
+        "",
+    ]
     for name, rate in report["rates"].items():
         lines.append(f"{name:28}{rate['gb_per_s']:8.1f} GB/s {rate['of_bound']:7.0%} of the bound")
         if report["launches_per_step"] is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.peers.loaders import drop_cache
+from bench.peers.turns import drop_cache
 from loaders.packs.shard import Pack, shard_paths
 from loaders.packs.writer import Record, ShardWriter, new_attributes
 from loaders.sources.listing import TableBuilder, file_in_folder
@@ -72,4 +72,6 @@ def table_memory(records: int) -> float:
 def in_a_process(*words: str) -> dict[str, float]:
     """What this module measures in a process of its own, so that memory is not mixed up."""
     command = [sys.executable, "-m", "bench.pack_index", *words]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return json.loads(
+        subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace").stdout
+    )

@@ -21,10 +21,11 @@ from bench.measured.training import Setup
 from bench.measured.worker import MARK
 from bench.model import report as scaling_report
 from bench.model.facts import number
+from bench.model.page import scaling_page
 from bench.model.report import Row
 from engine.comm.launch import detect_launch
 from engine.comm.mpirun import waiting
-from engine.whole import json_text
+from engine.whole import write_json
 from loaders.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
         return  # the first task launches the steps; the others only kept the places
     setup = _setup(arguments)
     sizes = sweep_sizes(arguments.gpus)
-    shared = agreement_batch(sizes)
+    shared = 0 if setup.reproducible else agreement_batch(sizes)
     task = {
         "setup": asdict(setup),
         "data": None if arguments.data == "synthetic" else str(Path(arguments.data).resolve()),
@@ -77,7 +78,7 @@ def agreement_batch(sizes: list[int]) -> int:
 def launch(ranks: int, task: dict[str, Any], env: dict[str, str]) -> dict[str, Any]:
     """What a step of `ranks` ranks found. UserError where it failed."""
     words = [*steps.command(ranks), "-m", "bench.measured.worker", json.dumps(task)]
-    done = subprocess.run(words, cwd=ROOT, env=env, text=True, capture_output=True)
+    done = subprocess.run(words, cwd=ROOT, env=env, encoding="utf-8", errors="replace", capture_output=True)
     lines = [line.partition(MARK)[2] for line in done.stdout.splitlines() if MARK in line]
     if done.returncode or not lines:
         said = "\n".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-15:])
@@ -120,11 +121,18 @@ def report(
             "spread": "lowest and highest of the repeats",
             "supports": ["scaling", "training"],
         }
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json_text(content, indent=1) + "\n")
+        write_json(arguments.json, content)
     if arguments.plot:
         title = f"{setup.network}, {setup.batch} images a rank, {setup.precision}: measured"
         scaling_report.figure(rows, None, arguments.plot, title)
+    if arguments.page:
+        facts = {"command": shlex.join(["python", "bench/scaling.py", *sys.argv[1:]]), "commit": timing.commit() or "–",
+                 "network": f"{setup.network}, {setup.size} px, {setup.batch} images a rank, {setup.precision}",
+                 "hardware": ", ".join(f"{key} {value}" for key, value in last["hardware"].items()),
+                 "versions": ", ".join(f"{key} {value}" for key, value in last["versions"].items()),
+                 "repeats": f"median of {arguments.repeats} of {arguments.steps} steps", "losses": agree}  # fmt: skip
+        size = scaling_page(rows, None, arguments.page, f"{setup.network}: measured", facts)
+        print(f"\npage: {arguments.page} ({size / 1e3:,.0f} kB)")
     if agree.startswith("differ"):
         raise UserError(f"losses {agree}: the sizes do not train the same network, and the table means nothing")
 
@@ -189,5 +197,8 @@ def _setup(arguments: argparse.Namespace) -> Setup:
         precision=arguments.precision or ("bf16" if gpu else "fp32"),
         device=arguments.device,
         size=number(arguments.size, "--size", zero=False, whole=True),
-        slice_mib=number(arguments.slice_mib or 32.0, "--slice-mib", zero=False, whole=False),
+        slice_mib=number(
+            32.0 if arguments.slice_mib is None else arguments.slice_mib, "--slice-mib", zero=False, whole=False
+        ),
+        reproducible=arguments.reproducible,
     )

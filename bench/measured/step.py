@@ -50,15 +50,13 @@ def _fastest_product(device: torch.device, precision: str) -> tuple[float, str]:
     return 2 * side**3 / (1e-3 * times["product"].best), f"fastest of 10 {side}x{side} matrix products in this run"
 
 
-def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure, and return all that is known of it."""
-    check_counts()
-    comm = Communicator(Launch("alone"))
+def setup_of(arguments: argparse.Namespace) -> Setup:
+    """What the command line asks for. UserError for numbers that cannot be."""
     gpu = torch.cuda.is_available() and arguments.device != "cpu"
     for name in ("batch", "size", "classes", "steps", "repeats"):
         number(getattr(arguments, name), f"--{name}", zero=False, whole=True)
     number(arguments.warmup, "--warmup", zero=True, whole=True)
-    setup = Setup(
+    return Setup(
         network=arguments.model,
         batch=arguments.batch,
         precision=arguments.precision or ("bf16" if gpu else "fp32"),
@@ -67,6 +65,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         num_classes=arguments.classes,
         threads=arguments.threads,
     )
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure, and return all that is known of it."""
+    check_counts()
+    setup = setup_of(arguments)
+    comm = Communicator(Launch("alone"))
+    gpu = torch.cuda.is_available() and setup.device != "cpu"
     hardware = timing.hardware("cuda" if gpu else "cpu")  # with the load before we add to it
     trainer = build(setup, comm)
     device = trainer.flat.values.device

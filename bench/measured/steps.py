@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Mapping
 
-from engine.comm.launch import detect_launch
+from engine.comm.launch import detect_launch, variable
+from loaders.errors import UserError
 
 # What a launcher tells its tasks: a step that a task starts must not take it for its own.
 _OF_A_TASK = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL", "HOROVOD_CROSS",
@@ -24,13 +26,12 @@ def tasks(env: Mapping[str, str] = os.environ) -> int:
     if not launch.alone:
         return launch.size
     if "SLURM_JOB_ID" in env:
-        return int(env.get("SLURM_NTASKS", 0)) or _by_node(env)
+        return variable(env, "SLURM_NTASKS", 0) or _by_node(env)
     return 0
 
 
 def _by_node(env: Mapping[str, str]) -> int:
-    each = env.get("SLURM_NTASKS_PER_NODE", "1").split("(")[0]
-    return int(env.get("SLURM_JOB_NUM_NODES", 1)) * int(each)
+    return variable(env, "SLURM_JOB_NUM_NODES", 1) * _fullest(env.get("SLURM_NTASKS_PER_NODE", ""))
 
 
 def environment(env: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -63,5 +64,12 @@ def command(ranks: int, env: Mapping[str, str] = os.environ) -> list[str]:
 
 def _per_node(env: Mapping[str, str]) -> int:
     """Tasks on the fullest node of the allocation: "4(x2),3" → 4."""
-    words = env.get("SLURM_NTASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", "1")
-    return max(int(word.split("(")[0]) for word in words.split(","))
+    return _fullest(env.get("SLURM_NTASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", ""))
+
+
+def _fullest(words: str) -> int:
+    """The largest of Slurm's counts for each node, such as 4(x2),3; 1 where there are none."""
+    found = [re.fullmatch(r"([0-9]+)(?:\(x[0-9]+\))?", word) for word in words.split(",")] if words.strip() else []
+    if None in found:
+        raise UserError(f"{words!r} in the environment is no list of tasks for each node, such as 4(x2),3; unset it")
+    return max((int(word[1]) for word in found if word), default=1)

@@ -145,13 +145,20 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of this checkout, with `+changes` where files differ from it; `unknown` outside git."""
+    """The commit of this checkout, with `+changes` where files differ from it; `unknown` outside git.
+
+    A job that copied the tree to its nodes says it in BOOSTERBIT_COMMIT.
+    """
+    if told := os.environ.get("BOOSTERBIT_COMMIT"):
+        return told
     root = Path(__file__).parent
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, encoding="utf-8", errors="replace"
+    )
     if head.returncode:
         return "unknown"
     status = ["git", "status", "--porcelain", "--untracked-files=no"]
-    changed = subprocess.run(status, cwd=root, capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run(status, cwd=root, capture_output=True, encoding="utf-8", errors="replace").stdout.strip()
     return head.stdout.strip() + ("+changes" if changed else "")
 
 
@@ -189,7 +196,7 @@ def _gpu_milliseconds(call: Callable[[], Any], busy_cycles: int = 0) -> float:
 
 def _cpu_name() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

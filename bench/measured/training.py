@@ -14,9 +14,12 @@ import torch
 
 from engine.comm.communicator import Communicator
 from engine.network import bit
-from engine.optim.agc_sgd import AgcSgd, named_groups
-from engine.optim.flat import FlatParameters, GradientSum
+from engine.optim.agc_sgd import AgcSgd
+from engine.optim.flat import FlatParameters
+from engine.optim.gradients import GradientSum
+from engine.optim.groups import named_groups
 from engine.optim.standardized import choose
+from engine.optim.tree import TreeSum
 from engine.training import feed, objective
 from engine.training.precision import Precision, prepare_device
 from engine.training.trainer import Trainer
@@ -42,8 +45,13 @@ class Setup:
     slice_mib: float = 32.0
     learning_rate: float = 0.01
     channels_last: bool = True
+    standardize: str = "auto"  # where weights are: optimizer or network
+    implementation: str = "auto"  # of the optimizer: fused or foreach
+    recompute: str = "none"  # see engine.network.recompute
     threads: int = 2  # decoding threads of a rank, for a pack
     seed: int = 0
+    micro_batches: int = 1  # of a step on each rank
+    reproducible: bool = False  # see engine.training.reproducible
 
 
 class Stopwatch:
@@ -95,16 +103,18 @@ class Stopwatch:
 class TimedGradients(GradientSum):
     """Marks the end of the backward pass, and of the wait for what is then still under way."""
 
-    def __init__(self, flat: FlatParameters, comm: Communicator, slice_bytes: int, watch: Stopwatch) -> None:
-        super().__init__(flat, comm, slice_bytes)
-        self._watch = watch
+    watch: Stopwatch
 
     @contextmanager
-    def during_backward(self, communicate: bool) -> Iterator[None]:
-        with super().during_backward(communicate):
+    def during_backward(self, *, first: bool = True, last: bool = True) -> Iterator[None]:
+        with super().during_backward(first=first, last=last):
             yield
-            self._watch.lap("backward")
-        self._watch.lap("exposed")
+            self.watch.lap("backward")
+        self.watch.lap("exposed")
+
+
+class TimedTree(TimedGradients, TreeSum):
+    """The same of a sum in one tree."""
 
 
 class TimedTrainer(Trainer):
@@ -112,7 +122,7 @@ class TimedTrainer(Trainer):
 
     def __init__(self, setup: Setup, model: torch.nn.Module, comm: Communicator, precision: Precision) -> None:
         flat = FlatParameters(model, channels_last=setup.channels_last)
-        self.standardized = choose(model, flat, precision.compute_dtype)
+        self.standardized = choose(model, flat, precision.compute_dtype, setup.standardize, setup.implementation)
         super().__init__(
             model=model,
             flat=flat,
@@ -121,7 +131,7 @@ class TimedTrainer(Trainer):
                 lr=setup.learning_rate,
                 momentum=0.9,
                 nesterov=True,
-                implementation="auto",
+                implementation=setup.implementation,
                 forward_weights=None if self.standardized is None else self.standardized.forward_weights,
             ),
             batches=iter(()),
@@ -134,7 +144,10 @@ class TimedTrainer(Trainer):
         )
         self.watch = Stopwatch(flat.values.device)
         # In place of the one that the trainer made, whose hooks must not be armed as well.
-        self.gradients = TimedGradients(flat, comm, int(setup.slice_mib * 2**20), self.watch)
+        how = flat, comm, int(setup.slice_mib * 2**20)
+        leaves = setup.micro_batches * comm.size
+        timed = TimedTree(*how, torch.float32, leaves) if setup.reproducible else TimedGradients(*how)
+        self.gradients, timed.watch = timed, self.watch
         self.losses: list[torch.Tensor] = []
 
     def run(self, source: Iterator[Sequence[Batch]], steps: int) -> None:
@@ -156,10 +169,10 @@ class TimedTrainer(Trainer):
 
 def build(setup: Setup, comm: Communicator) -> TimedTrainer:
     """A trainer of the set-up on this rank's device; all ranks get the same weights."""
-    precision = prepare_device(setup.precision, setup.device, comm)
+    precision = prepare_device(setup.precision, setup.device, comm, reproducible=setup.reproducible)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(setup.seed)
-        model = bit.build(setup.network, setup.num_classes)
+        model = bit.build(setup.network, setup.num_classes, recompute=setup.recompute)
     trainer = TimedTrainer(setup, model.to(precision.device), comm, precision)
     comm.broadcast_(trainer.flat.values, "parameters")
     if trainer.standardized is not None:
@@ -171,8 +184,10 @@ def synthetic(setup: Setup, comm: Communicator, device: torch.device) -> Iterato
     """The same random batch again and again: training without input."""
     first = comm.rank * setup.batch
     batch = images(range(first, first + setup.batch), setup, device)
+    parts = [tensor.chunk(setup.micro_batches) for tensor in batch]
+    micro_batches = [Batch(*fields) for fields in zip(*parts, strict=True)]
     while True:
-        yield [batch]
+        yield micro_batches
 
 
 def images(numbers: range, setup: Setup, device: torch.device) -> Batch:

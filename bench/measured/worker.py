@@ -18,7 +18,8 @@ from bench.measured.training import PHASES, Setup, TimedTrainer, agreement_loss,
 from engine.comm.choose import connect
 from engine.comm.communicator import Communicator, SharedError
 from engine.comm.device import choose_device
-from loaders.errors import UserError
+from loaders.errors import UserError, in_words
+from loaders.output import as_command
 
 MARK = "boosterbit-scaling "  # what the line of JSON begins with
 
@@ -87,17 +88,17 @@ def main() -> None:
     try:
         comm = connect(task["backend"])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {in_words(error)}", file=sys.stderr, flush=True)
         sys.exit(2)
     try:
         result = work(task, comm)
     except SharedError as error:
         if comm.leads:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {in_words(error)}", file=sys.stderr, flush=True)
         comm.close()
         sys.exit(2)
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {in_words(error)}", file=sys.stderr, flush=True)
         comm.abort(2)
     except Exception:  # of one rank alone, such as memory that runs out: the others must not wait for it
         traceback.print_exc()
@@ -108,4 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -174,7 +174,7 @@ def number(value: Any, what: str, zero: bool, whole: bool) -> Any:
 
 def read_rows(path: Path) -> dict[int, float]:
     """GPUs → images/s of a CSV file with columns gpus and images_per_second."""
-    head, *lines = path.read_text().split()
+    head, *lines = path.read_text(encoding="utf-8").split()
     columns = head.split(",")
     rows = [dict(zip(columns, line.split(","), strict=True)) for line in lines]
     return {int(row["gpus"]): float(row["images_per_second"]) for row in rows}
@@ -199,7 +199,7 @@ def _find(place: str, folder: str, what: str) -> Path:
 
 def _mapping(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error

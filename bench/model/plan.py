@@ -30,7 +30,7 @@ class Plan:
 
 def plan(recipe: str, cluster: Cluster, gpus: int | None = None) -> Plan | None:
     """The plan of a recipe, on the GPUs it was published with unless given; None for a recipe without known data."""
-    known = yaml.safe_load((HERE / "plan.yaml").read_text())
+    known = yaml.safe_load((HERE / "plan.yaml").read_text(encoding="utf-8"))
     config = load(PretrainConfig, recipe, ["data.train=unknown"], "pretrain")
     parts = [part for part in config.name.split("_") if part in known["images"]]
     network = config.model.name

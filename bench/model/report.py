@@ -10,7 +10,9 @@ from typing import Any
 from bench.model.facts import Cluster, Profile
 from bench.model.scaling import Step
 from engine.network import family
+from engine.whole import picture
 
+OURS, THEIRS, IDEAL = "tab:blue", "tab:orange", "0.6"
 CAUSES = {
     "contention": "all-reduce moving bytes through GPU memory while the network computes",
     "exposed": "gradients still under way when the backward pass has ended",
@@ -93,46 +95,47 @@ def contradiction(profile: Profile, cluster: Cluster, hours_rate: float = 17.1) 
 
 
 def figure(rows: Sequence[Row], published: Mapping[int, float] | None, path: Path, title: str) -> None:
-    """Two panels, as the paper's Figure 3: images/s, and speedup with the efficiency in percent; written to `path`."""
+    """Efficiency in percent over GPUs, and images/s; of one size alone, a number. Written to `path`."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
 
     gpus = [row.gpus for row in rows]
     drawing = Figure(figsize=(11, 4.4), layout="constrained")
+    drawing.suptitle(title, fontsize=10)
+    if len(rows) == 1:
+        sizes = f"{gpus[0]} GPU{'s' if gpus[0] > 1 else ''}"
+        only = f"{rows[0].images_per_second:,.2f} images/s on {sizes}, {rows[0].source}"
+        drawing.text(0.5, 0.5, only, ha="center", va="center", fontsize=14)
+        picture(drawing, path, dpi=130)
+        return
     left, right = drawing.subplots(1, 2)
-    ours = {"marker": "o", "color": "tab:blue", "label": rows[0].source}
-    theirs = {"marker": "x", "linestyle": "none", "color": "tab:orange", "label": "paper, Table 2"}
-    left.plot(gpus, [rows[0].images_per_second * n for n in gpus], "--", color="0.6", label="ideal")
-    left.plot(gpus, [row.images_per_second for row in rows], **ours)
-    right.plot(gpus, gpus, "--", color="0.6", label="ideal")
-    right.plot(gpus, [row.speedup for row in rows], **ours)
-    percents = {row.gpus: row.efficiency for row in rows[1:]}
-    _annotate(right, {row.gpus: row.speedup for row in rows}, percents, "tab:blue", (-6, 8), "right")
+    ours = {"marker": "o", "color": OURS, "label": rows[0].source}
+    theirs = {"marker": "x", "linestyle": "none", "color": THEIRS, "label": "paper, Table 2"}
+    percents = {row.gpus: row.efficiency for row in rows}
+    left.axhline(100, linestyle="--", color=IDEAL, label="ideal")
+    left.plot(gpus, list(percents.values()), **ours)
+    _annotate(left, percents, OURS, 8)
+    right.plot(gpus, [rows[0].images_per_second / gpus[0] * n for n in gpus], "--", color=IDEAL, label="ideal")
+    right.plot(gpus, [row.images_per_second for row in rows], **ours)
     if published:
         rates = {n: rate for n, rate in published.items() if n <= gpus[-1]}
-        speedups = {n: rate / published[1] for n, rate in rates.items()}
-        left.plot(list(rates), list(rates.values()), **theirs)
-        right.plot(list(speedups), list(speedups.values()), **theirs)
-        percents = {n: 100 * speedups[n] / n for n in percents if n in speedups}
-        _annotate(right, speedups, percents, "tab:orange", (6, -14), "left")
-    for panel, label in ((left, "images/s"), (right, "speedup")):
-        panel.set(xscale="log", yscale="log", xlabel="GPUs", ylabel=label)
+        percents = {n: 100 * rate / published[1] / n for n, rate in rates.items()}
+        left.plot(list(percents), list(percents.values()), **theirs)
+        _annotate(left, percents, THEIRS, -14)
+        right.plot(list(rates), list(rates.values()), **theirs)
+    lowest = min(value for line in left.lines[1:] for value in line.get_ydata())
+    left.set(ylim=(max(0, lowest // 10 * 10 - 10), 104), ylabel="efficiency E(N), %", title="(a) efficiency")
+    right.set(yscale="log", ylabel="images/s", title="(b) throughput")
+    for panel in (left, right):
+        panel.set(xscale="log", xlabel="GPUs")
         panel.set_xticks(gpus, [str(n) for n in gpus])
         panel.xaxis.set_minor_locator(NullLocator())
         panel.grid(alpha=0.3)
-        panel.legend(loc="lower right")
-    left.set_title("(a) throughput")
-    right.set_title("(b) speedup, and efficiency E(N)")
-    right.set_ylim(top=3 * gpus[-1])
-    right.set_xlim(right=2.5 * gpus[-1])
-    drawing.suptitle(title, fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawing.savefig(path, dpi=130)
+        panel.legend(loc="lower right" if panel is right else "lower left")
+    picture(drawing, path, dpi=130)
 
 
-def _annotate(
-    panel: Any, heights: Mapping[int, float], percents: Mapping[int, float], color: str, at: tuple[int, int], side: str
-) -> None:
+def _annotate(panel: Any, percents: Mapping[int, float], color: str, above: int) -> None:
     for n, percent in percents.items():
-        place = {"textcoords": "offset points", "xytext": at, "ha": side}
-        panel.annotate(f"{percent:.1f}%", (n, heights[n]), fontsize=8, color=color, **place)
+        place = {"textcoords": "offset points", "xytext": (0, above), "ha": "center"}
+        panel.annotate(f"{percent:.1f}", (n, percent), fontsize=8, color=color, **place)

@@ -13,8 +13,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from bench.paper.names import Cell, Layout, Panel, metric_label, target_name
-from bench.paper.panels import Style, draw_full, draw_scale, draw_shots
+from bench.paper.names import MAJORITY, Cell, Layout, Panel, metric_label, target_name
+from bench.paper.panels import SHARE, Style, draw_full, draw_scale, draw_shots
 from engine.transfer.results import Score
 
 WIDTH, HEIGHT, LEGEND = 4.3, 3.5, 2.4
@@ -36,12 +36,13 @@ class Content:
 def figures(scores: Mapping[Cell, Score], layout: Layout) -> dict[str, Figure]:
     """Name → figure, of those that have anything to show."""
     scores = {cell: score for cell, score in scores.items() if math.isfinite(score.mean)}
+    shares = {cell for cell in scores if cell.source == MAJORITY}
     drawn, shown = {}, set()
     for spec in layout.figures:
         if contents := _worthwhile([content(panel, scores, layout) for panel in spec.panels]):
             drawn[spec.name] = draw(spec.title, contents, layout)
             shown |= {cell for one in contents for cell in one.scores}
-    for target, metric in dict.fromkeys((cell.target, cell.metric) for cell in scores if cell not in shown):
+    for target, metric in dict.fromkeys((cell.target, cell.metric) for cell in scores if cell not in shown | shares):
         found = {cell: score for cell, score in scores.items() if (cell.target, cell.metric) == (target, metric)}
         label = layout.target(target).label
         title = f"{label}: {metric_label(metric).removesuffix(', %')} over shots and sources"
@@ -63,9 +64,12 @@ def content(panel: Panel, scores: Mapping[Cell, Score], layout: Layout) -> Conte
         and (
             (cell.source in columns and layout.preferred(cell, scores) == cell)
             or layout.source(cell.source).domain in panel.sources
+            or cell.source == MAJORITY
         )
         and (panel.kind == "shots" or cell.shots == "full")
     }
+    if all(cell.source == MAJORITY for cell in wanted):
+        wanted = set()
     alone = panel.kind == "shots" and {cell.shots for cell in wanted} == {"full"}
     return Content("full" if alone else panel.kind, target.name, _sorted(scores, wanted, layout), columns)
 
@@ -128,7 +132,7 @@ def _about(one: Content, layout: Layout) -> str:
     label = layout.target(one.target).label
     if one.kind == "full":
         return f"{label}, full shot"
-    domains = {layout.source(cell.source).domain for cell in one.scores}
+    domains = {layout.source(cell.source).domain for cell in one.scores if cell.source != MAJORITY}
     single = domains.pop() if len(domains) == 1 else None
     return f"{label}, {single} sources" if single else label
 
@@ -148,12 +152,14 @@ def _legend(figure: Figure, contents: Sequence[Content], style: Style) -> None:
             entries += [(nothing, ""), (nothing, "network")]
         for network, (mark, dashes, _, _) in style.networks.items():
             entries.append((Line2D([], [], color="0.3", marker=mark, linestyle=dashes), network or "unknown"))
+        if any(cell.source == MAJORITY for one in contents for cell in one.scores):
+            entries += [(nothing, ""), (Line2D([], [], **SHARE), MAJORITY)]
     handles, labels = zip(*entries, strict=True)
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False, handlelength=2.8)
 
 
 def _seeds(scores: Iterable[Score]) -> str:
-    numbers = [score.seeds for score in scores]
+    numbers = [score.seeds for score in scores if score.seeds]
     if max(numbers) == 1:
         return "one seed"
     count = f"{max(numbers)}" if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from engine.transfer.results import OF_A_CLASS, Result, Score, network_of, score
+from engine.transfer.results import OF_A_CLASS, Result, Score, majority, network_of, score
 from loaders.errors import UserError
 
 PUBLISHED = Path(__file__).parent / "published"
@@ -26,6 +26,10 @@ _CLASS_METRICS = {
     "precision": "precision",
     "recall": "recall",
 }
+
+
+MAJORITY = "majority class"
+"""A source of its own: who always says the test set's most frequent class, which accuracies are compared with."""
 
 
 @dataclass(frozen=True)
@@ -133,12 +137,13 @@ class Layout:
         domains = ("natural", "medical", None)
         networks = list(self.networks)
         at = networks.index(cell.network) if cell.network in networks else len(networks)
-        return domains.index(source.domain), source.images or 0, source.name, at, cell.network
+        last = cell.source == MAJORITY
+        return last, domains.index(source.domain), source.images or 0, source.name, at, cell.network
 
 
 def read_layout() -> Layout:
     """The layout of the paper."""
-    content = yaml.safe_load((PUBLISHED / "layout.yaml").read_text())
+    content = yaml.safe_load((PUBLISHED / "layout.yaml").read_text(encoding="utf-8"))
     targets = content["targets"]
     return Layout(
         networks=content["networks"],
@@ -167,7 +172,7 @@ def read_layout() -> Layout:
 
 def read_published() -> dict[tuple[str, Cell], Score]:
     """(table's name, cell) → the paper's score."""
-    with open(PUBLISHED / "tables.csv") as file:
+    with open(PUBLISHED / "tables.csv", encoding="utf-8") as file:
         rows = csv.DictReader(line for line in file if not line.startswith("#"))
         return {
             (row["table"], Cell(row["target"], row["metric"], row["source"], row["network"], "full")): Score(
@@ -180,8 +185,11 @@ def read_published() -> dict[tuple[str, Cell], Score]:
 def cells(results: Iterable[Result], layout: Layout) -> dict[Cell, Score]:
     """The score of each setting over its seeds, sorted for people.
 
-    UserError where runs of two names fall into one setting: they are not seeds of the same experiment.
+    Where results say the share of the test set's most frequent class, it is the score of the source `MAJORITY` at each
+    number of shots, over no seeds. UserError where runs of two names fall into one setting: they are not seeds of the
+    same experiment.
     """
+    results = list(results)
     values: dict[Cell, list[float]] = {}
     origins: dict[Cell, tuple[str, str]] = {}
     for result in results:
@@ -195,6 +203,7 @@ def cells(results: Iterable[Result], layout: Layout) -> dict[Cell, Score]:
                 f"{target.label}): their runs do not make one mean. Give the results of one of them"
             )
         values.setdefault(cell, []).append(result.value)
+    scores = {cell: score(found) for cell, found in values.items()} | _majorities(results, layout)
     names = [*layout.targets]
 
     def place(cell: Cell) -> tuple[int, bool]:
@@ -202,7 +211,21 @@ def cells(results: Iterable[Result], layout: Layout) -> dict[Cell, Score]:
         at = names.index(cell.target) if cell.target in names else len(names)
         return at, cell.metric != layout.target(cell.target).metric
 
-    return {cell: score(values[cell]) for cell in sorted(values, key=place)}
+    return {cell: scores[cell] for cell in sorted(scores, key=place)}
+
+
+def _majorities(results: Iterable[Result], layout: Layout) -> dict[Cell, Score]:
+    by_target: dict[str, list[Result]] = {}
+    for result in results:
+        if result.metric == "top1":
+            by_target.setdefault(layout.target(result.dataset).name, []).append(result)
+    shares = {target: majority(found) for target, found in by_target.items()}
+    return {
+        Cell(target, "top1", MAJORITY, "", result.shots): Score(share, None, 0)
+        for target, share in shares.items()
+        if share is not None
+        for result in by_target[target]
+    }
 
 
 def metric_label(metric: str) -> str:

@@ -6,18 +6,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.paper.names import Cell, Layout, metric_label
-from engine.transfer.fewshot import by_shots
+from bench.paper.names import MAJORITY, Cell, Layout, metric_label
+from engine.transfer.fewshot import by_shots, in_words
 from engine.transfer.results import Score
 
 NATURAL = {"imagenet1k": "#E69F00", "imagenet21k": "#D55E00"}
 """The natural sources look alike in every figure."""
-COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#000000", "#999933", "#882255", "#332288", "#DDCC77", "#44AA99",
-           "#117733", "#AA4499", "#661100", "#6699CC", "#888888", "#F0E442")  # fmt: skip
+COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#BBCC33", "#999933", "#882255", "#332288", "#DDCC77", "#44AA99",
+           "#117733", "#AA4499", "#661100", "#6699CC", "#EE8866", "#F0E442")  # fmt: skip
 """For the others in turn. These are of the palettes of Okabe and Ito and of Tol, made for colour-blind readers too."""
-NETWORKS = (("o", "-", "", "#0072B2"), ("s", "--", "///", "#D55E00"), ("^", ":", "...", "#009E73"),
-            ("D", "-.", "xx", "#CC79A7"))  # fmt: skip
-"""Marker, line and hatch of the networks in turn, and their colour where colour does not tell the source."""
+NETWORKS = (("o", "-", "", "#000000"), ("s", "--", "///", "#777777"), ("^", ":", "...", "#444444"),
+            ("D", "-.", "xx", "#AAAAAA"))  # fmt: skip
+"""Marker, line and hatch of the networks in turn, and their grey where colour does not tell the source: no source has
+one."""
+SHARE: Mapping[str, Any] = {"color": "#B0B0B0", "linestyle": (0, (1, 1)), "linewidth": 1.5}
+"""How the line of the majority class is drawn."""
 DODGE = 0.05
 """Between neighbouring lines, of the distance between two numbers of shots: so that error bars are told apart."""
 WIDEST = 0.8
@@ -35,7 +38,7 @@ class Style:
     @classmethod
     def of(cls, cells: Iterable[Cell], layout: Layout) -> Style:
         """The style of a figure with these cells. The paper's networks keep their marks where one of them is there."""
-        cells = sorted(cells, key=layout.order)
+        cells = sorted((cell for cell in cells if cell.source != MAJORITY), key=layout.order)
         sources, networks = (dict.fromkeys(getattr(cell, name) for cell in cells) for name in ("source", "network"))
         others = [name for name in sources if name not in NATURAL]
         colours = NATURAL | {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(others)}
@@ -60,7 +63,10 @@ class Style:
 
 
 def draw_shots(axes: Any, scores: Mapping[Cell, Score], style: Style) -> None:
-    """A line for each source and network: the score over training images of each class, full last."""
+    """A line for each source and network: the score over training images of each class, full last. Of one a number."""
+    scores, share = _apart(scores)
+    if _single(axes, scores, share, style):
+        return
     shots = sorted({cell.shots for cell in scores}, key=by_shots)
     lines = dict.fromkeys((cell.source, cell.network) for cell in scores)
     dodge = min(DODGE, WIDEST / len(lines))
@@ -76,11 +82,14 @@ def draw_shots(axes: Any, scores: Mapping[Cell, Score], style: Style) -> None:
         xlabel="training images of each class",
         xlim=(-0.5, len(shots) - 0.5),
     )
-    _finish(axes, scores)
+    _finish(axes, scores, share)
 
 
 def draw_full(axes: Any, scores: Mapping[Cell, Score], style: Style) -> None:
-    """A bar for each source and network, the first on top, with its value."""
+    """A bar for each source and network, the first on top, with its value; of one, that alone."""
+    scores, share = _apart(scores)
+    if _single(axes, scores, share, style):
+        return
     for index, (cell, score) in enumerate(scores.items()):
         hatch = style.networks[cell.network][2]
         look = {
@@ -96,12 +105,17 @@ def draw_full(axes: Any, scores: Mapping[Cell, Score], style: Style) -> None:
     axes.set_yticks(range(len(scores)), [style.label(cell) for cell in scores], fontsize=8)
     axes.set(ylim=(len(scores) - 0.4, -0.6), xlabel=_metric(scores))
     axes.set_xlim(0, 1.2 * max(score.mean + (score.deviation or 0.0) for score in scores.values()))
+    if share is not None:
+        axes.axvline(share, **SHARE, label=MAJORITY)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
 
 
 def draw_scale(axes: Any, scores: Mapping[Cell, Score], style: Style, columns: Mapping[str, str]) -> None:
     """A line for each network and domain: the full-shot score over sources by size; `columns` names them, by source."""
+    scores, share = _apart(scores)
+    if _single(axes, scores, share, style):
+        return
     layout = style.layout
     images = {columns[cell.source]: layout.source(cell.source).images or 0 for cell in scores}
     ticks = sorted(images, key=images.__getitem__)
@@ -116,7 +130,7 @@ def draw_scale(axes: Any, scores: Mapping[Cell, Score], style: Style, columns: M
     labels = [f"{column}\n{_rounded(images[column])}" for column in ticks]
     axes.set_xticks(range(len(ticks)), labels, fontsize=8)
     axes.set(xlim=(-0.4, len(ticks) - 0.6), xlabel="source, images")
-    _finish(axes, scores)
+    _finish(axes, scores, share)
 
 
 def _errorbar(axes: Any, at: Sequence[float], scores: Sequence[Score], label: str, look: Mapping[str, Any]) -> None:
@@ -126,7 +140,27 @@ def _errorbar(axes: Any, at: Sequence[float], scores: Sequence[Score], label: st
         part.set_alpha(0.6)
 
 
-def _finish(axes: Any, scores: Mapping[Cell, Score]) -> None:
+def _apart(scores: Mapping[Cell, Score]) -> tuple[dict[Cell, Score], float | None]:
+    """The scores of sources, and that of the majority class, where there is one."""
+    shares = [score.mean for cell, score in scores.items() if cell.source == MAJORITY]
+    return {cell: score for cell, score in scores.items() if cell.source != MAJORITY}, next(iter(shares), None)
+
+
+def _single(axes: Any, scores: Mapping[Cell, Score], share: float | None, style: Style) -> bool:
+    """Whether there is one score only, which then is written: a number is no chart."""
+    if len(scores) != 1:
+        return False
+    ((cell, score),) = scores.items()
+    lines = [f"{_metric(scores)}: {score}", style.label(cell), in_words(cell.shots)]
+    lines += [] if share is None else [f"{MAJORITY}: {share:.1f}"]
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", fontsize=11, transform=axes.transAxes)
+    return True
+
+
+def _finish(axes: Any, scores: Mapping[Cell, Score], share: float | None) -> None:
+    if share is not None:
+        axes.axhline(share, **SHARE, label=MAJORITY)
     axes.set_ylabel(_metric(scores))
     axes.grid(alpha=0.3)
 

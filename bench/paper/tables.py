@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench.paper.names import METRICS, SEEDS, Cell, Layout, TableSpec, metric_label, target_name
+from bench.paper.names import MAJORITY, METRICS, SEEDS, Cell, Layout, TableSpec, metric_label, target_name
 from engine.transfer.fewshot import by_shots, in_words
 from engine.transfer.results import Score
 
@@ -74,9 +74,9 @@ class Table:
 
 
 def number(score: Score) -> str:
-    """Two decimals, as the paper prints; n where it is not the paper's."""
+    """Two decimals, as the paper prints; n where it is not the paper's. What no run has is over no seeds."""
     text = f"{score.mean:.2f}" if score.deviation is None else f"{score.mean:.2f} ± {score.deviation:.2f}"
-    return text if score.seeds == SEEDS else f"{text} (n={score.seeds})"
+    return text if score.seeds in (0, SEEDS) else f"{text} (n={score.seeds})"
 
 
 def paper_tables(
@@ -108,7 +108,15 @@ def _paper_table(
             best = [entry for group in groups for entry in _mark(group, "best")]
             rows.append(((f"{target.label} {MARKS[metric]}",), tuple(_mark(best, "top"))))
     head = ("Target", *(f"{network}: {column}" for network in layout.networks.values() for column in spec.columns))
-    return Table(spec.name, spec.title, head, tuple(rows), (PAPER_CAPTION, *_meanings(spec, layout)))
+    notes = (PAPER_CAPTION, *_meanings(spec, layout), *_shares(spec, scores, layout))
+    return Table(spec.name, spec.title, head, tuple(rows), notes)
+
+
+def _shares(spec: TableSpec, scores: Mapping[Cell, Score], layout: Layout) -> list[str]:
+    """A note on what accuracies are compared with, where it is known."""
+    known = {name: scores.get(Cell(name, "top1", MAJORITY, "", "full")) for name in spec.rows}
+    listed = [f"{layout.targets[name].label} {share.mean:.2f}" for name, share in known.items() if share]
+    return [f"Top-1 of the {MAJORITY}, %: {', '.join(listed)}."] if listed else []
 
 
 def _entry(

@@ -1,8 +1,6 @@
 """Endless streams of training batches (random resized crop to 224, flip, normalized floats) by one loader each."""
 
-import gc
 import importlib.util
-import os
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -15,10 +13,11 @@ import numpy as np
 import torch
 import torch.utils.dlpack
 
-from loaders.packing import spreading as packing
+from loaders import packing
 from loaders.packs.shard import Pack
 from loaders.pipelines.batches import train_batches
 from loaders.pipelines.order import TrainPlan
+from loaders.pipelines.reading import Reading, chosen
 from loaders.pipelines.request import request
 from loaders.pipelines.transform import IMAGENET_MEAN, IMAGENET_STD, Transform
 
@@ -36,6 +35,10 @@ class Material:
     batch: int
     threads: int
     transform: Transform
+    device: str = "cpu"
+    """Where every loader's images end up."""
+    decode: str = "auto"
+    """Where ours are decoded."""
 
     @property
     def images(self) -> Path:
@@ -53,7 +56,7 @@ def prepare(source: str, folder: Path, short_side: int | None, quality: int, **h
         (material.images / name).parent.mkdir(parents=True, exist_ok=True)
         (material.images / name).write_bytes(data)
         label = folder / "label.cls"
-        label.write_text(str(opened.labels[i]))
+        label.write_text(str(opened.labels[i]), encoding="utf-8")
         tars[i % _SHARDS].add(material.images / name, f"{i:06d}.jpg")
         tars[i % _SHARDS].add(label, f"{i:06d}.cls")
     for tar in tars:
@@ -116,6 +119,8 @@ def from_pack_on_host(material: Material) -> Iterator:
 def _ours(material: Material, backend: str) -> Iterator:
     pack, plan = _plan(material)
     how: dict[str, Any] = {"backend": backend, "threads": material.threads, "prefetch": AHEAD}
+    decode = material.decode if backend == "dali" else "auto"
+    how |= {"device": material.device, "decode": decode}
     with train_batches(pack, plan, material.transform, **how) as batches:
         yield from (step[0].images for step in batches)
 
@@ -139,9 +144,10 @@ def from_memory(material: Material) -> Iterator:
     steps = [plan.step(number)[0] for number in range(2 * len(pack) // material.batch + 1)]
     ready = [request(pack, material.transform, part.ids, part.draws) for part in steps]
     endless = (one for _ in iter(int, 1) for one in ready)
-    how: dict[str, Any] = {"device": torch.device("cpu"), "threads": material.threads, "prefetch": AHEAD}
+    where: dict[str, Any] = {"device": material.device, "decode": material.decode}
+    how = chosen(Reading(backend="dali", threads=material.threads, prefetch=AHEAD, **where))
     memory = cast(Pack, _Memory(pack))
-    with closing(DaliPipeline(memory, material.transform, endless, material.batch, **how)) as pipeline:
+    with closing(DaliPipeline(memory, material.transform, endless, material.batch, how)) as pipeline:
         while True:
             yield pipeline.next_images()
 
@@ -284,17 +290,3 @@ def streaming(material: Material) -> Iterator:
     how: dict[str, Any] = {"num_workers": material.threads, "prefetch_factor": AHEAD, "drop_last": True}
     while True:
         yield from torch.utils.data.DataLoader(dataset, material.batch, **how)
-
-
-def drop_cache(path: Path) -> None:
-    """Ask the kernel to forget a file's pages, so that the next read is from the disk; pages still mapped stay."""
-    gc.collect()  # a pack that nobody uses any more may still be mapped
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def bytes_from_disk() -> int:
-    """What this process has had read from disks so far."""
-    lines = Path("/proc/self/io").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))

@@ -1,18 +1,23 @@
 """Loaders timed in turns: what `bench/loader.py` measures, and how it is shown."""
 
+import contextlib
+import gc
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import torch
 
-from bench.peers import loaders as loader_peers
 from bench.peers.loaders import Material
+from engine.whole import picture
 from loaders.packs.shard import Pack
+from loaders.pipelines.upload import to_device
 
 OURS, CEILING, COLD = "pack, DALI", "DALI graph fed from memory", "pack, DALI, cold cache"
 HOST = "pack, host pipeline"
@@ -41,20 +46,30 @@ def measure(
     for turn in range(turns):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             if name == COLD:
-                loader_peers.drop_cache(material.pack)
-            read = loader_peers.bytes_from_disk()
-            stream = loaders[OURS if name == COLD else name](material)
+                drop_cache(material.pack)
+            read = bytes_from_disk()
+            stream = _delivered(loaders[OURS if name == COLD else name](material), torch.device(material.device))
             try:
                 # Cold is the first pass only: after it the page cache holds the file.
                 took, worked = _time(stream, once if name == COLD else batches, 0 if name == COLD else warm)
             finally:
                 stream.close()
             done[name].rates.append(material.batch * len(took) / sum(took))
-            done[name].disk.append((loader_peers.bytes_from_disk() - read) / 1e6)
+            done[name].disk.append((bytes_from_disk() - read) / 1e6)
             done[name].cpu.append(1e3 * worked / (material.batch * len(took)))
             done[name].latencies.extend(1e3 * t for t in took)
             print(f"turn {turn + 1}: {name:28} {done[name].rates[-1]:8.1f} images/s", file=sys.stderr, flush=True)
     return done
+
+
+def _delivered(stream: Iterator, device: torch.device) -> Generator:
+    """Batches on the device, there in full: what a loader began and left to the device counts."""
+    with contextlib.closing(cast(Generator, stream)):
+        for images in stream:
+            there = to_device(images, device)
+            if device.type == "cuda":
+                torch.cuda.current_stream(device).synchronize()
+            yield there
 
 
 def _time(stream: Iterator, batches: int, warm: int) -> tuple[list[float], float]:
@@ -128,4 +143,18 @@ def plot(result: dict[str, Any], path: Path) -> None:
         f"{result['what']}\n{result['threads']} threads, {result['hardware']['cpu']}", loc="left", fontsize="medium"
     )
     axes.margins(x=0.12)
-    figure.savefig(path, dpi=120)
+    picture(figure, path, dpi=120)
+
+
+def drop_cache(path: Path) -> None:
+    """Ask the kernel to forget a file's pages, so that the next read is from the disk; pages still mapped stay."""
+    gc.collect()  # a pack that nobody uses any more may still be mapped
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def bytes_from_disk() -> int:
+    """What this process has had read from disks so far."""
+    lines = Path("/proc/self/io").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))

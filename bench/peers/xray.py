@@ -46,5 +46,5 @@ def _label_file(material: Material) -> Path:
     rows = [f"{file},No Finding,{k},50,M,PA" for k, file in enumerate(files)]
     path = material.folder / "labels.csv"
     head = "Image Index,Finding Labels,Patient ID,Patient Age,Patient Gender,View Position"
-    path.write_text("\n".join([head, *rows]) + "\n")
+    path.write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
     return path

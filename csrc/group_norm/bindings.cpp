@@ -4,23 +4,31 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
+#ifdef BOOSTERBIT_CUDA
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#endif
+
 #include <cmath>
+#include <initializer_list>
+#include <optional>
 #include <tuple>
 #include <utility>
 
 #include "../families.h"
 #include "api.h"
+#include "tiles.h"
 
 namespace boosterbit {
 namespace {
 
 using at::Tensor;
 
-NormDtype dtype_of(const Tensor& x) {
+Dtype dtype_of(const Tensor& x) {
   switch (x.scalar_type()) {
-    case at::kFloat: return NormDtype::f32;
-    case at::kHalf: return NormDtype::f16;
-    case at::kBFloat16: return NormDtype::bf16;
+    case at::kFloat: return Dtype::f32;
+    case at::kHalf: return Dtype::f16;
+    case at::kBFloat16: return Dtype::bf16;
     default:
       TORCH_CHECK(false, "group_norm_relu: the input is ", x.scalar_type(), "; float32, float16 or bfloat16 expected");
   }
@@ -42,10 +50,15 @@ void check(const Tensor& x, const Tensor& gamma, const Tensor& beta, const c10::
 }
 
 void check_gradient(const Tensor& grad, const Tensor& x, const Tensor& mean, const Tensor& inverse,
-                    const c10::SymInt& groups) {
-  TORCH_CHECK(grad.sym_sizes() == x.sym_sizes() && grad.scalar_type() == x.scalar_type() && grad.device() == x.device(),
-              "group_norm_relu_backward: the gradient is ", grad.scalar_type(), " of shape ", grad.sym_sizes(),
-              ", the input ", x.scalar_type(), " of ", x.sym_sizes());
+                    const c10::SymInt& groups, const std::optional<Tensor>& shortcut) {
+  const auto like_input = [&](const Tensor& found, const char* name) {
+    TORCH_CHECK(
+        found.sym_sizes() == x.sym_sizes() && found.scalar_type() == x.scalar_type() && found.device() == x.device(),
+        "group_norm_relu_backward: the ", name, " is ", found.scalar_type(), " of shape ", found.sym_sizes(),
+        ", the input ", x.scalar_type(), " of ", x.sym_sizes());
+  };
+  like_input(grad, "gradient");
+  if (shortcut) like_input(*shortcut, "shortcut's gradient");
   for (const Tensor& saved : {mean, inverse}) {
     TORCH_CHECK(saved.scalar_type() == at::kFloat && saved.dim() == 2 && saved.sym_size(0) == x.sym_size(0) &&
                     saved.sym_size(1) == groups && saved.is_contiguous() && saved.device() == x.device(),
@@ -79,9 +92,55 @@ NormShape shape_of(const Tensor& x, int64_t groups) {
 
 Tensor to_float(const Tensor& parameter) { return parameter.to(at::kFloat).contiguous(); }
 
-std::tuple<Tensor, Tensor, Tensor> forward_cpu(const Tensor& input, const Tensor& gamma, const Tensor& beta,
-                                               int64_t groups, double eps) {
+// What runs where the tensors are. `parts(shape, …)`: into how many parts each sample's gradients of gamma and beta are
+// cut.
+struct Cpu {
+  explicit Cpu(const Tensor&) {}
+  int64_t parts(const NormShape&, std::initializer_list<const void*>, int) { return 1; }
+  void run(const NormForward& call) { group_norm_relu_cpu(call); }
+  void run(const NormBackward& call) { group_norm_relu_backward_cpu(call); }
+};
+
+#ifdef BOOSTERBIT_CUDA
+class Cuda {
+ public:
+  explicit Cuda(const Tensor& x) : guard_(x.device()), options_(x.options().dtype(at::kDouble)) {}
+
+  // Makes the plan for `arrays` activations that are read.
+  int64_t parts(const NormShape& s, std::initializer_list<const void*> activations, int arrays) {
+    constexpr int64_t kMost = int64_t{1} << 30;
+    TORCH_CHECK(s.channels < kMost && s.pixels < kMost, "group_norm_relu: ", s.channels, " channels of ", s.pixels,
+                " elements; less than ", kMost, " of each expected on a GPU");
+    NormDevice device{};
+    check(norm_device(device));
+    bool aligned = true;
+    for (const void* x : activations) aligned = aligned && reinterpret_cast<uintptr_t>(x) % kVectorBytes == 0;
+    plan_ = norm_plan(s, aligned, arrays, device);
+    if (plan_.parts > 1) work_ = at::empty({s.batch * s.groups * plan_.parts * 2}, options_);
+    return plan_.parts;
+  }
+  void run(const NormForward& call) { check(group_norm_relu_cuda(call, plan_, work(), stream())); }
+  void run(const NormBackward& call) { check(group_norm_relu_backward_cuda(call, plan_, work(), stream())); }
+
+ private:
+  static void check(const char* error) {
+    TORCH_CHECK(error == nullptr, "group_norm_relu: the kernel was not launched: ", error);
+  }
+  static void* stream() { return c10::cuda::getCurrentCUDAStream(); }
+  double* work() { return work_.defined() ? work_.mutable_data_ptr<double>() : nullptr; }
+
+  c10::cuda::CUDAGuard guard_;
+  at::TensorOptions options_;
+  NormPlan plan_{};
+  Tensor work_;
+};
+#endif
+
+template <class Device>
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& gamma, const Tensor& beta, int64_t groups,
+                                           double eps) {
   check(input, gamma, beta, groups);
+  Device device(input);
   const Tensor x = input.contiguous(layout_of(input)), weight = to_float(gamma), bias = to_float(beta);
   Tensor y = empty_for(input), mean = statistics_for(x, groups), inverse = statistics_for(x, groups);
   if (x.numel() == 0) {  // no sample, or no pixel: nothing to normalize
@@ -89,31 +148,51 @@ std::tuple<Tensor, Tensor, Tensor> forward_cpu(const Tensor& input, const Tensor
     inverse.fill_(1.0 / std::sqrt(eps));
     return {y, mean, inverse};
   }
-  group_norm_relu_cpu({shape_of(x, groups), x.const_data_ptr(), weight.const_data_ptr<float>(),
-                       bias.const_data_ptr<float>(), eps, y.mutable_data_ptr(), mean.mutable_data_ptr<float>(),
-                       inverse.mutable_data_ptr<float>()});
+  const NormForward call{shape_of(x, groups),
+                         x.const_data_ptr(),
+                         weight.const_data_ptr<float>(),
+                         bias.const_data_ptr<float>(),
+                         eps,
+                         y.mutable_data_ptr(),
+                         mean.mutable_data_ptr<float>(),
+                         inverse.mutable_data_ptr<float>()};
+  device.parts(call.shape, {call.x, call.y}, 1);
+  device.run(call);
   return {y, mean, inverse};
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward_cpu(const Tensor& grad, const Tensor& input, const Tensor& gamma,
-                                                const Tensor& beta, const Tensor& mean, const Tensor& inverse,
-                                                int64_t groups) {
+template <class Device>
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& input, const Tensor& gamma,
+                                            const Tensor& beta, const Tensor& mean, const Tensor& inverse,
+                                            int64_t groups, const std::optional<Tensor>& shortcut) {
   check(input, gamma, beta, groups);
-  check_gradient(grad, input, mean, inverse, groups);
+  check_gradient(grad, input, mean, inverse, groups, shortcut);
+  Device device(input);
   const at::MemoryFormat layout = layout_of(input);
   const Tensor x = input.contiguous(layout), g = grad.contiguous(layout);
+  const Tensor more = shortcut ? shortcut->contiguous(layout) : Tensor();
   const Tensor weight = to_float(gamma), bias = to_float(beta);
   Tensor grad_x = empty_for(input);
-  Tensor grad_gamma = at::zeros_like(weight), grad_beta = at::zeros_like(bias);
-  if (x.numel() != 0) {
-    const Tensor parts = at::empty({2, x.size(0), x.size(1)}, weight.options());
-    auto* part = parts.mutable_data_ptr<float>();
-    group_norm_relu_backward_cpu({shape_of(x, groups), g.const_data_ptr(), x.const_data_ptr(),
-                                  weight.const_data_ptr<float>(), bias.const_data_ptr<float>(),
-                                  mean.const_data_ptr<float>(), inverse.const_data_ptr<float>(),
-                                  grad_x.mutable_data_ptr(), part, part + x.size(0) * x.size(1),
-                                  grad_gamma.mutable_data_ptr<float>(), grad_beta.mutable_data_ptr<float>()});
-  }
+  if (x.numel() == 0) return {grad_x, at::zeros_like(gamma), at::zeros_like(beta)};
+  Tensor grad_gamma = at::empty_like(weight), grad_beta = at::empty_like(bias);
+  NormBackward call{shape_of(x, groups),
+                    g.const_data_ptr(),
+                    x.const_data_ptr(),
+                    weight.const_data_ptr<float>(),
+                    bias.const_data_ptr<float>(),
+                    mean.const_data_ptr<float>(),
+                    inverse.const_data_ptr<float>(),
+                    shortcut ? more.const_data_ptr() : nullptr,
+                    grad_x.mutable_data_ptr(),
+                    nullptr,
+                    nullptr,
+                    grad_gamma.mutable_data_ptr<float>(),
+                    grad_beta.mutable_data_ptr<float>()};
+  const int64_t rows = x.size(0) * device.parts(call.shape, {call.grad, call.x, call.shortcut, call.grad_x}, 2);
+  const Tensor parts = at::empty({2, rows, x.size(1)}, weight.options());
+  call.gamma_parts = parts.mutable_data_ptr<float>();
+  call.beta_parts = call.gamma_parts + rows * x.size(1);
+  device.run(call);
   return {grad_x, grad_gamma.to(gamma.scalar_type()), grad_beta.to(beta.scalar_type())};
 }
 
@@ -125,9 +204,9 @@ std::tuple<Tensor, Tensor, Tensor> forward_meta(const Tensor& x, const Tensor& g
 
 std::tuple<Tensor, Tensor, Tensor> backward_meta(const Tensor& grad, const Tensor& x, const Tensor& gamma,
                                                  const Tensor& beta, const Tensor& mean, const Tensor& inverse,
-                                                 c10::SymInt groups) {
+                                                 c10::SymInt groups, const std::optional<Tensor>& shortcut) {
   check(x, gamma, beta, groups);
-  check_gradient(grad, x, mean, inverse, groups);
+  check_gradient(grad, x, mean, inverse, groups, shortcut);
   return {empty_for(x), at::empty_like(gamma), at::empty_like(beta)};
 }
 
@@ -138,13 +217,14 @@ void schemas(torch::Library& m) {
       {at::Tag::pt2_compliant_tag});
   m.def(
       "group_norm_relu_backward(Tensor grad, Tensor input, Tensor weight, Tensor bias, Tensor mean, Tensor inverse, "
-      "SymInt groups) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
+      "SymInt groups, Tensor? shortcut=None) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
       {at::Tag::pt2_compliant_tag});
 }
 
-void cpu(torch::Library& m) {
-  m.impl("group_norm_relu", &forward_cpu);
-  m.impl("group_norm_relu_backward", &backward_cpu);
+template <class Device>
+void implement(torch::Library& m) {
+  m.impl("group_norm_relu", &forward<Device>);
+  m.impl("group_norm_relu_backward", &backward<Device>);
 }
 
 void meta(torch::Library& m) {
@@ -155,6 +235,10 @@ void meta(torch::Library& m) {
 }  // namespace
 
 // Constant-initialized, so that it is there whenever the registering file's statics run.
-const Family group_norm_family = {&schemas, &cpu, nullptr, &meta};
+#ifdef BOOSTERBIT_CUDA
+const Family group_norm_family = {&schemas, &implement<Cpu>, &implement<Cuda>, &meta};
+#else
+const Family group_norm_family = {&schemas, &implement<Cpu>, nullptr, &meta};
+#endif
 
 }  // namespace boosterbit

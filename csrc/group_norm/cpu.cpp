@@ -1,25 +1,14 @@
 // Group norm and ReLU on the CPU: a piece of a sample is read for its sums, and written while it is still in the cache.
 #include <ATen/Parallel.h>
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
 
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
+#include "../shared/cpu.h"
 #include "api.h"
 #include "scalar.h"
 
-// One source, compiled for several levels of x86-64; the loader picks. Nothing is summed across the lanes of a vector
-// and no multiply-add is fused, so that the choice changes no bit.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
-#define FOR_EACH_CPU __attribute__((target_clones("default", "avx2", "arch=x86-64-v4")))
-#elif defined(__x86_64__) && defined(__linux__) && (defined(__GNUC__) || defined(__clang__))
-#define FOR_EACH_CPU __attribute__((target_clones("default", "avx2")))
-#else
-#define FOR_EACH_CPU
-#endif
-#define INLINE inline __attribute__((always_inline))
+// Nothing is summed across the lanes of a vector, so that the clones (cpu.h) write the same bits.
 
 namespace boosterbit {
 namespace {
@@ -30,26 +19,11 @@ constexpr int64_t kChunk = 64;
 constexpr int64_t kRunColumns = 128;
 // What a task reads: it should be in a core's second-level cache when it is read again.
 constexpr int64_t kTaskBytes = 768 << 10;
-// Channels of a task: less than these makes poor use of what the memory delivers at once.
-constexpr int64_t kTaskChannels = 64;
+constexpr int64_t kLineBytes = 64;
 
 template <class T>
 INLINE float value(T x) {
   return static_cast<float>(x);
-}
-
-template <class T>
-INLINE T cast(float x) {
-  return static_cast<T>(x);
-}
-
-// c10's conversion, without its branch: to the nearest, ties to even; the compiler then makes vectors of it.
-template <>
-INLINE c10::BFloat16 cast<c10::BFloat16>(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof(bits));
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  return c10::BFloat16(static_cast<uint16_t>(x != x ? 0x7fc0u : rounded), c10::BFloat16::from_bits());
 }
 
 // A piece of memory as a matrix: `rows` of `columns` elements that lie together, `stride` elements from row to row.
@@ -175,20 +149,30 @@ INLINE void add_gradients(const T* __restrict__ x, const T* __restrict__ grad, c
   }
 }
 
+// Of an element that is `apart` from the mean, for the gradient `grad` behind the ReLU.
+INLINE float input_gradient_at(float apart, float grad, float scale, float beta, float offset, float slope) {
+  return scale * relu_gradient(apart * scale + beta, grad) - offset - slope * apart;
+}
+
 template <class T>
-INLINE void write_gradient(const T* __restrict__ x, const T* __restrict__ grad, T* __restrict__ grad_x, const Matrix& m,
-                           const Columns& at) {
+INLINE void write_gradient(const T* __restrict__ x, const T* __restrict__ grad, const T* __restrict__ shortcut,
+                           T* __restrict__ grad_x, const Matrix& m, const Columns& at) {
   const float *__restrict__ mean = at.mean.data(), *__restrict__ scale = at.scale.data(),
                             *__restrict__ beta = at.beta.data(), *__restrict__ offset = at.offset.data(),
                             *__restrict__ slope = at.slope.data();
   for (int64_t r = 0; r < m.rows; ++r) {
     const T *from = x + r * m.stride, *g = grad + r * m.stride;
     T* to = grad_x + r * m.stride;
+    if (shortcut == nullptr) {
 #pragma omp simd
-    for (int64_t j = 0; j < m.columns; ++j) {
-      const float d = value(from[j]) - mean[j];
-      const float e = relu_gradient(d * scale[j] + beta[j], value(g[j]));
-      to[j] = cast<T>(scale[j] * e - offset[j] - slope[j] * d);
+      for (int64_t j = 0; j < m.columns; ++j)
+        to[j] = cast<T>(input_gradient_at(value(from[j]) - mean[j], value(g[j]), scale[j], beta[j], offset[j], slope[j]));
+    } else {
+      const T* more = shortcut + r * m.stride;
+#pragma omp simd
+      for (int64_t j = 0; j < m.columns; ++j)
+        to[j] = cast<T>(input_gradient_at(value(from[j]) - mean[j], value(g[j]), scale[j], beta[j], offset[j], slope[j]) +
+                        value(more[j]));
     }
   }
 }
@@ -199,6 +183,12 @@ INLINE void over_run(int64_t length, Work work) {
   const int64_t rows = length / kRunColumns, left = length % kRunColumns;
   if (rows > 0) work(int64_t{0}, Matrix{rows, kRunColumns, kRunColumns});
   if (left > 0) work(rows * kRunColumns, Matrix{1, left, left});
+}
+
+// What lies `elements` on, or nothing where there is nothing.
+template <class T>
+INLINE const T* beyond(const T* x, int64_t elements) {
+  return x == nullptr ? nullptr : x + elements;
 }
 
 INLINE void fill(std::vector<float>& column, int64_t n, float x) { std::fill_n(column.data(), n, x); }
@@ -292,7 +282,8 @@ INLINE void backward_channels_last(const NormBackward& call, const Piece& piece,
       write_parts(call, piece.sample, begin + j, inverses[g], at.sums[j], at.sums_x[j]);
     }
   }
-  write_gradient(x, grad, static_cast<T*>(call.grad_x) + start, m, at);
+  const T* shortcut = beyond(static_cast<const T*>(call.shortcut), start);
+  write_gradient(x, grad, shortcut, static_cast<T*>(call.grad_x) + start, m, at);
 }
 
 template <class T>
@@ -305,6 +296,7 @@ INLINE void backward_contiguous(const NormBackward& call, const Piece& piece, Co
   for (int64_t g = piece.first; g < piece.last; ++g) {
     const int64_t begin = g * piece.size, start = (piece.sample * s.channels + begin) * s.pixels;
     const T *x = static_cast<const T*>(call.x) + start, *grad = static_cast<const T*>(call.grad) + start;
+    const T* shortcut = beyond(static_cast<const T*>(call.shortcut), start);
     T* grad_x = static_cast<T*>(call.grad_x) + start;
     const float inverse = call.inverse[piece.sample * s.groups + g];
     fill(at.mean, kRunColumns, call.mean[piece.sample * s.groups + g]);
@@ -333,7 +325,7 @@ INLINE void backward_contiguous(const NormBackward& call, const Piece& piece, Co
       prepare(begin + c, inverse);
       over_run(s.pixels, [&](int64_t from, const Matrix& m) {
         const int64_t at_run = c * s.pixels + from;
-        write_gradient(x + at_run, grad + at_run, grad_x + at_run, m, at);
+        write_gradient(x + at_run, grad + at_run, beyond(shortcut, at_run), grad_x + at_run, m, at);
       });
     }
   }
@@ -350,15 +342,20 @@ INLINE void work(const NormBackward& call, const Piece& piece, Columns& at) {
 }
 
 // Groups of a task: such that what it reads, `tensors` of the activations' size, stays in the cache, and that all
-// threads have work.
+// threads have work. Channels-last, a part of the groups would not stay there any better than all of them: the lines
+// of a few columns, a power of two apart, fall into a few of the cache's sets. So rows are read as they lie.
 int64_t groups_of_a_task(const NormShape& s, int tensors, int threads) {
-  const int64_t size = s.channels / s.groups, element = s.dtype == NormDtype::f32 ? 4 : 2;
+  const int64_t size = s.channels / s.groups, element = s.dtype == Dtype::f32 ? 4 : 2;
   const int64_t bytes = size * s.pixels * element * tensors;
-  int64_t groups = std::max<int64_t>(1, kTaskBytes / std::max<int64_t>(1, bytes));
-  groups = std::max(groups, s.channels_last ? kTaskChannels / size : 1);
+  int64_t groups = s.channels_last ? s.groups : std::max<int64_t>(1, kTaskBytes / std::max<int64_t>(1, bytes));
   groups = std::min(groups, s.groups);
   if (s.batch % threads != 0 && s.batch < 4 * threads) groups = std::min(groups, (s.groups + threads - 1) / threads);
-  return std::max<int64_t>(1, groups);
+  groups = std::max<int64_t>(1, groups);
+  if (!s.channels_last) return groups;
+  // Whole lines: else two tasks share one, and the columns beside whole vectors go one at a time.
+  int64_t lines = groups;
+  while (lines < s.groups && lines * size * element % kLineBytes != 0) ++lines;
+  return lines;
 }
 
 template <class Call>
@@ -396,16 +393,16 @@ BOOSTERBIT_CLONES(bf16, c10::BFloat16)
 
 void group_norm_relu_cpu(const NormForward& call) {
   switch (call.shape.dtype) {
-    case NormDtype::f16: run<NormForward>(call, 1, group_norm_relu_f16); break;
-    case NormDtype::bf16: run<NormForward>(call, 1, group_norm_relu_bf16); break;
+    case Dtype::f16: run<NormForward>(call, 1, group_norm_relu_f16); break;
+    case Dtype::bf16: run<NormForward>(call, 1, group_norm_relu_bf16); break;
     default: run<NormForward>(call, 1, group_norm_relu_f32);
   }
 }
 
 void group_norm_relu_backward_cpu(const NormBackward& call) {
   switch (call.shape.dtype) {
-    case NormDtype::f16: run<NormBackward>(call, 2, group_norm_relu_backward_f16); break;
-    case NormDtype::bf16: run<NormBackward>(call, 2, group_norm_relu_backward_bf16); break;
+    case Dtype::f16: run<NormBackward>(call, 2, group_norm_relu_backward_f16); break;
+    case Dtype::bf16: run<NormBackward>(call, 2, group_norm_relu_backward_bf16); break;
     default: run<NormBackward>(call, 2, group_norm_relu_backward_f32);
   }
   // Sample after sample, whichever thread made them.

@@ -4,11 +4,7 @@
 #include <cmath>
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define BOOSTERBIT_MATH __host__ __device__ __forceinline__
-#else
-#define BOOSTERBIT_MATH inline __attribute__((always_inline))
-#endif
+#include "../shared/types.h"
 
 namespace boosterbit {
 

@@ -9,6 +9,7 @@ import time
 from engine.comm.communicator import Communicator
 from engine.comm.horovod import HorovodCommunicator, has_horovod, horovod_has_nccl, horovod_speaks_mpi
 from engine.comm.launch import Launch, detect_launch
+from engine.comm.startup import import_torch
 from engine.comm.torch_distributed import TorchCommunicator
 from loaders.errors import UserError
 
@@ -31,25 +32,25 @@ def _choose(backend: str, launch: Launch) -> str:
     return "horovod" if launch.by == "horovodrun" or horovod_speaks_mpi() else "torch"
 
 
-def connect(backend: str = "auto", launch: Launch | None = None) -> Communicator:
-    """The communicator for this launch.
+def connect(backend: str = "auto", launch: Launch | None = None, patience_s: float | None = None) -> Communicator:
+    """The communicator for this launch; `patience_s`: after which waiting for a rank is an error, where it ever is.
 
     Raises UserError where the launcher started more tasks than the communicator sees: each would train alone and
     write over the others' files.
     """
+    import_torch()
     launch = launch or detect_launch()
     chosen = _choose(backend, launch)
     if chosen == "horovod" and not has_horovod():
         raise UserError(
             "comm.backend=horovod: Horovod is not installed for this torch; run `make env`, or take comm.backend=torch"
         )
-    kinds = {"horovod": HorovodCommunicator, "torch": TorchCommunicator, "local": Communicator}
     if chosen == "local":
         seen, comm = 1, Communicator(launch)
     elif chosen == "torch" and launch.alone:
         seen, comm = 1, Communicator(launch)  # nobody to talk to, and no address to meet at
     else:
-        comm = kinds[chosen](launch)
+        comm = TorchCommunicator(launch, patience_s) if chosen == "torch" else HorovodCommunicator(launch)
         seen = comm.size
     if seen != launch.size:
         time.sleep(0 if launch.rank == 0 else 1)  # let rank 0 speak before the launcher ends it
@@ -67,7 +68,9 @@ def _mpi_hint() -> str:
     kinds = []
     if shutil.which("srun"):
         try:
-            done = subprocess.run(["srun", "--mpi=list"], capture_output=True, text=True, timeout=10)
+            done = subprocess.run(
+                ["srun", "--mpi=list"], capture_output=True, encoding="utf-8", errors="replace", timeout=10
+            )
         except (OSError, subprocess.TimeoutExpired):
             return "add --mpi=… (see srun --mpi=list)"
         words = (done.stdout + done.stderr).replace(",", " ").split()

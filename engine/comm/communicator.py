@@ -42,6 +42,8 @@ class Communicator:
     """A process that runs alone, and the interface of those that do not."""
 
     name = "local"
+    sums_bfloat16 = True  # whether `start_sum_` takes bfloat16
+    sums_in_graphs = False  # whether it can be part of a CUDA graph
 
     def __init__(self, launch: Launch) -> None:
         self.rank, self.size, self.local_rank = launch.rank, launch.size, launch.local_rank
@@ -61,8 +63,13 @@ class Communicator:
         self.start_sum_(tensor, name).wait()
         return tensor
 
-    def broadcast_(self, tensor: torch.Tensor, name: str = "broadcast") -> None:
-        """Replace `tensor` by that of rank 0."""
+    def swap(self, tensor: torch.Tensor, received: torch.Tensor, peer: int, name: str) -> None:
+        """Send `tensor` to the rank `peer`, and fill `received` with what it sends: both 1-D, contiguous, of any sizes
+        that fit the peer's. All ranks call it at once, in pairs, with one `name`."""
+        raise AssertionError("a process that runs alone has no peer")
+
+    def broadcast_(self, tensor: torch.Tensor, name: str = "broadcast", root: int = 0) -> None:
+        """Replace `tensor` by that of rank `root`."""
 
     def gather(self, array: np.ndarray, name: str = "gather") -> np.ndarray:
         """Rows of all ranks, in rank order, on every rank. Shape (n, …) in, the same n everywhere; (size·n, …) out."""

@@ -20,6 +20,7 @@ class HorovodCommunicator(Communicator):
     """Horovod over MPI, Gloo, or NCCL, as it was built and launched."""
 
     name = "horovod"
+    sums_bfloat16 = False  # "Tensor type torch.BFloat16Tensor is not supported"
 
     # Libraries are imported where ranks talk: command lines ask this module only what is installed.
 
@@ -48,8 +49,16 @@ class HorovodCommunicator(Communicator):
         handle = self._hvd.allreduce_async_(tensor, name=name, op=self._hvd.Sum)
         return _HorovodHandle(self._hvd, handle)
 
-    def broadcast_(self, tensor: torch.Tensor, name: str = "broadcast") -> None:
-        self._hvd.broadcast_(tensor, root_rank=0, name=name)
+    def swap(self, tensor: torch.Tensor, received: torch.Tensor, peer: int, name: str) -> None:
+        import torch
+
+        # Horovod has no message from one rank to another, but one to all may be empty for all but one.
+        splits = torch.zeros(self.size, dtype=torch.int32)
+        splits[peer] = tensor.numel()
+        received.copy_(self._hvd.alltoall(tensor, splits, name=name)[0])
+
+    def broadcast_(self, tensor: torch.Tensor, name: str = "broadcast", root: int = 0) -> None:
+        self._hvd.broadcast_(tensor, root_rank=root, name=name)
 
     def gather(self, array: np.ndarray, name: str = "gather") -> np.ndarray:
         import numpy as np

@@ -49,7 +49,7 @@ def detect_launch(env: Mapping[str, str] = os.environ) -> Launch:
     """
     for by, rank, size, local_rank in _LAUNCHERS:
         if _given(env, rank) and _given(env, size):
-            launch = Launch(by, _number(env, rank), _number(env, size), _number(env, local_rank, 0))
+            launch = Launch(by, variable(env, rank), variable(env, size), variable(env, local_rank, 0))
             if launch.rank >= launch.size:
                 raise UserError(f"{rank}={launch.rank} with {size}={launch.size}; ranks go from 0 to {size} - 1")
             return launch
@@ -60,7 +60,8 @@ def _given(env: Mapping[str, str], key: str) -> str:
     return env.get(key, "").strip()
 
 
-def _number(env: Mapping[str, str], key: str, default: int | None = None) -> int:
+def variable(env: Mapping[str, str], key: str, default: int | None = None) -> int:
+    """The whole number of a variable; `default` where it is empty or absent. UserError for what is none."""
     text = _given(env, key)
     if not text and default is not None:
         return default
@@ -76,7 +77,7 @@ def rendezvous(launch: Launch, env: Mapping[str, str] = os.environ) -> tuple[str
     identity of the job step, so that two jobs on one node do not meet.
     """
     identity = "-".join(env.get(key, "") for key in ("SLURM_JOB_ID", "SLURM_STEP_ID", "PMIX_NAMESPACE"))
-    port = _number(env, "MASTER_PORT", 20000 + zlib.crc32(identity.encode()) % 12000)
+    port = variable(env, "MASTER_PORT", 20000 + zlib.crc32(identity.encode()) % 12000)
     if not 0 < port < 65536:
         raise UserError(f"MASTER_PORT={port} is no port; 1 to 65535 are")
     if address := _given(env, "MASTER_ADDR"):

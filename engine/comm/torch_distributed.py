@@ -19,8 +19,9 @@ class TorchCommunicator(Communicator):
     """torch.distributed: NCCL for CUDA tensors, Gloo for the rest."""
 
     name = "torch.distributed"
+    sums_in_graphs = True  # NCCL's
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: Launch, patience_s: float | None = None) -> None:
         import torch
         import torch.distributed as dist
 
@@ -39,7 +40,7 @@ class TorchCommunicator(Communicator):
             init_method=url(address, port) if "TORCHELASTIC_RUN_ID" not in os.environ else "env://",
             rank=launch.rank,
             world_size=launch.size,
-            timeout=timedelta(minutes=10),
+            timeout=timedelta(seconds=600 if patience_s is None else patience_s),
         )
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.name = f"torch.distributed ({'NCCL' if torch.cuda.is_available() else 'Gloo'})"
@@ -47,8 +48,17 @@ class TorchCommunicator(Communicator):
     def start_sum_(self, tensor: torch.Tensor, name: str) -> Handle:
         return self._dist.all_reduce(tensor, async_op=True)
 
-    def broadcast_(self, tensor: torch.Tensor, name: str = "broadcast") -> None:
-        self._dist.broadcast(tensor, src=0)
+    def swap(self, tensor: torch.Tensor, received: torch.Tensor, peer: int, name: str) -> None:
+        dist, pair = self._dist, []
+        if tensor.numel():
+            pair.append(dist.P2POp(dist.isend, tensor, peer))
+        if received.numel():
+            pair.append(dist.P2POp(dist.irecv, received, peer))
+        for work in dist.batch_isend_irecv(pair) if pair else ():
+            work.wait()
+
+    def broadcast_(self, tensor: torch.Tensor, name: str = "broadcast", root: int = 0) -> None:
+        self._dist.broadcast(tensor, src=root)
 
     def gather(self, array: np.ndarray, name: str = "gather") -> np.ndarray:
         import numpy as np

@@ -14,16 +14,18 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from engine.config import typed
+from engine.config.ranges import declared
 from engine.config.schema import FinetuneConfig, PretrainConfig
-from loaders.errors import UserError, unknown
+from loaders.arguments import expanded
+from loaders.errors import UserError, reading, reason, unknown
 
 Config = TypeVar("Config", PretrainConfig, FinetuneConfig)
 _VARIANTS = "variants"  # key of a recipe: name → settings
+PLACES = ("folder", "results", "from", "model.weights", "data.train", "data.val", "data.test")
+"""Keys whose values are places on disk, or lists of such."""
 
 
 def recipes(kind: str) -> dict[str, Path]:
@@ -59,8 +61,8 @@ def load(schema: type[Config], recipe: str, overrides: list[str], kind: str) -> 
                 OmegaConf.update(from_line, key, as_typed, force_add=True)
             else:
                 from_line = OmegaConf.merge(from_line, OmegaConf.from_dotlist([text]))
-        except (OmegaConfBaseException, yaml.YAMLError) as error:
-            raise UserError(f"cannot read {text!r}: {_first_line(error)}") from error
+        except Exception as error:  # OmegaConf and the YAML parser raise nearly anything
+            raise UserError(f"cannot read {text!r}: {reason(error)}") from error
     for given, origin in ((from_file, recipe), (from_line, "the command line")):
         _rename(given)
         _check_keys(schema, given, "", origin)
@@ -72,12 +74,30 @@ def load(schema: type[Config], recipe: str, overrides: list[str], kind: str) -> 
         if missing:
             names = ", ".join(f"{key.removesuffix('_')}=…" for key in missing)
             raise UserError(f"{recipe} leaves open what the command line must say: {names}")
-        return OmegaConf.to_object(merged)  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
+        return cast(Config, _at_home(OmegaConf.to_object(merged)))
+    except UserError:
+        raise
+    except Exception as error:  # OmegaConf's own, and Python's of containers that do not merge
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
+        if reason(error).startswith(UserError.__name__):  # as OmegaConf passes on what a resolver raises
+            raise UserError(f"{recipe}: {reason(error).partition('resolving interpolation: ')[2]}") from error
         key = (getattr(error, "full_key", None) or "value").removesuffix("_")
-        raise UserError(f"{recipe}: {key}: {_first_line(error)}") from error
+        raise UserError(f"{recipe}: {key}: {reason(error)}") from error
+
+
+def _at_home(config: Any, prefix: str = "") -> Any:
+    """A configuration whose places begin with the home folder where they were written with a ~."""
+    changed: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value, key = getattr(config, item.name), prefix + item.name.removesuffix("_")
+        if dataclasses.is_dataclass(value):
+            changed[item.name] = _at_home(value, f"{key}.")
+        elif key in PLACES:
+            many = isinstance(value, list)
+            named = [expanded(each) if isinstance(each, str) else each for each in (value if many else [value])]
+            changed[item.name] = named if many else named[0]
+    return dataclasses.replace(config, **changed)
 
 
 def variants(overrides: list[str], keys: tuple[str, ...]) -> list[list[str]]:
@@ -98,7 +118,7 @@ def to_yaml(config: PretrainConfig | FinetuneConfig) -> str:
 
 
 def explain(schema: type) -> str:
-    """All keys with their defaults and comments, as they stand in engine/config/schema.py: the text of `--help`."""
+    """All keys with defaults, comments and what they may be, as engine/config/ declares them: the text of `--help`."""
     return "\n".join(_explain(schema, "", None))
 
 
@@ -115,7 +135,8 @@ def _explain(schema: type, prefix: str, section: Any) -> list[str]:
             lines.extend(_explain(type(default), f"{name}.", default))
             continue
         shown = "…" if default == MISSING else "none" if default is None else default
-        lines.append(f"  {f'{name}={shown}':<40} {comments.get(item.name, '')}".rstrip())
+        allowed = f" [{text}]" if (text := declared(item)) else ""
+        lines.append(f"  {f'{name}={shown}':<40} {comments.get(item.name, '')}{allowed}".rstrip())
     return lines
 
 
@@ -131,10 +152,10 @@ def _comments(schema: type) -> dict[str, str]:
 
 def _read(recipe: str, kind: str, schema: type) -> DictConfig:
     known = recipes(kind)
-    path, variant = known.get(recipe) or Path(recipe), None
+    path, variant = known.get(recipe) or Path(expanded(recipe)), None
     if not path.is_file() and "@" in recipe:
         plain, _, variant = recipe.rpartition("@")
-        path = known.get(plain) or Path(plain)
+        path = known.get(plain) or Path(expanded(plain))
     if not path.is_file():
         near = difflib.get_close_matches(recipe, known, n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -158,18 +179,18 @@ def _varied(content: DictConfig, choices: Any, variant: str, path: Path) -> Dict
 
 def _with_base(path: Path, schema: type | None = None) -> DictConfig:
     """The content of a YAML file, merged into that of the file beside it that its key `extends` names."""
-    try:
-        text = path.read_text()
+    with reading(path, "YAML", "mend it"):
+        text = path.read_text(encoding="utf-8")
         content = OmegaConf.load(io.StringIO(text))
         if schema and isinstance(content, DictConfig):
             content = OmegaConf.create(_as_typed(schema, OmegaConf.to_container(content), typed.read_as_typed(text)))
-    except Exception as error:  # OmegaConf passes on whatever the YAML parser raises
-        raise UserError(f"{path} is not readable YAML: {_first_line(error)}") from error
     if not isinstance(content, DictConfig):
         raise UserError(f"{path} holds a {type(content).__name__}, not a mapping of keys to values")
     base = content.pop("extends", None)
     if base is None:
         return content
+    if not isinstance(base, str) or "/" in base or not base:
+        raise UserError(f"{path} extends {base!r}; expected the name of a recipe beside it, without .yaml")
     file = path.with_name(f"{base}.yaml")
     if not file.is_file() or file == path:
         raise UserError(f"{path} extends {base}, but there is no other file {file}")
@@ -239,7 +260,3 @@ def _thaw(node: DictConfig) -> None:
         inner = node._get_node(key)
         if not OmegaConf.is_missing(node, key) and isinstance(inner, DictConfig):
             _thaw(inner)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

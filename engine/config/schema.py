@@ -2,190 +2,144 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
-from typing import Any
 
 from omegaconf import MISSING
 
+from engine.config.data import DataConfig, TargetConfig
+from engine.config.ranges import Section, number, number_or, numbers, one_of
 from loaders.errors import UserError
 
-NORMALIZE = ("half", "imagenet")
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
-
-
-def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UserError(f"{key}={value} is unknown; choose one of {', '.join(choices)}")
-
-
-def _positive(key: str, value: float) -> None:
-    if not value > 0:
-        raise UserError(f"{key}={value}: must be greater than 0")
-
-
-def _check_reading(config: DataConfig | TargetConfig) -> None:
-    if not 0 <= config.check <= 1:
-        raise UserError(f"data.check={config.check}: must be a share, 0 to 1")
-    if config.bad_budget < 0:
-        raise UserError(f"data.bad_budget={config.bad_budget}: must be 0 or more")
+PRECISIONS = ("bf16", "fp32", "tf32", "fp16")
+AUTO = "auto"
+SEEDS = {"at_least": 0, "below": 2**32}  # what NumPy takes
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Packs and how images become tensors."""
-
-    train: Any = MISSING  # pack to train on; [a.h5,b.h5]: a superset, of the labels that all have
-    val: Any = None  # pack or packs to evaluate on; none: no evaluation
-    augment: str = "natural"  # natural: random resized crop; crop: resize, random crop; xray: affine; none
-    size: int = 224  # side of the images that the network sees, pixels
-    resize: int | None = None  # evaluation: short side before the centre crop; none: size * 256 / 224
-    scale: list[float] = field(default_factory=lambda: [0.08, 1.0])  # natural: area of the crop, share of the image
-    flip: bool = True  # mirror half of the training images
-    randaugment: list[int] | None = None  # [N, M]: N operations of magnitude M (of 30)
-    rotation: float = 45.0  # xray: largest angle, degrees
-    translation: float = 0.15  # xray: largest shift, share of the side (published code: 0.25)
-    zoom: list[float] = field(default_factory=lambda: [0.9, 1.1])  # xray: smallest and largest scale
-    backend: str = "auto"  # auto: DALI where it is installed, else host; dali; host
-    threads: int = 2  # decoding threads of each rank
-    prefetch: int = 2  # batches decoded ahead
-    shuffle: str = "full"  # full: any order; blocks: runs of neighbours, for file systems that hate random reads
-    block: int = 256  # shuffle=blocks: neighbours per block
-    window: int = 64  # shuffle=blocks: blocks that are mixed at a time; window * block >> global batch
-    last: str = "wrap"  # an epoch's last batch; wrap: the next epoch's images follow; drop; fill: up with its first
-    check: float = 0.0  # share of the images whose checksum is compared before decoding, 0 to 1
-    bad_budget: int = 10  # unusable images that each rank may replace before it stops
-
-    def __post_init__(self) -> None:
-        _one_of("data.shuffle", self.shuffle, ("full", "blocks"))
-        _one_of("data.last", self.last, ("wrap", "drop", "fill"))
-        _one_of("data.augment", self.augment, ("natural", "crop", "xray", "none"))
-        _one_of("data.backend", self.backend, ("auto", "dali", "host"))
-        for key in ("size", "threads", "prefetch", "block", "window"):
-            _positive(f"data.{key}", getattr(self, key))
-        _check_reading(self)
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise UserError(f"data.scale={self.scale}: must be two shares of the area, 0 < smallest <= largest <= 1")
-        if self.resize is not None and self.resize < self.size:
-            raise UserError(f"data.resize={self.resize} is less than data.size={self.size}; nothing could be cropped")
-
-
-@dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Section):
     """The network."""
 
-    name: str = "R50x1"  # a member of the BiT family: see engine/network/bit.py
-    num_classes: int | None = None  # outputs of the head; none: the classes of the training pack
+    PREFIX = "model."
+
+    name: str = "R50x1"  # a member of the BiT family (engine/network/family.py), or timm/NAME
+    num_classes: int | None = number(None, 1, 1_000_000)  # outputs of the head; none: the classes of the training pack
     weights: str | None = None  # start from these weights (any format of docs/weights.md); none: random
     channels_last: bool = True  # memory order of images and weights; the faster one on GPUs
+    recompute: str = one_of("none", "norm", "unit")  # what the backward pass makes anew: less memory, more time
 
 
 @dataclass(frozen=True)
-class AgcSgdConfig:
+class AgcSgdConfig(Section):
     """SGD with momentum and adaptive gradient clipping."""
 
-    momentum: float = 0.9  # of SGD
+    PREFIX = "optim."
+
+    momentum: float = number(0.9, 0, below=1)  # of SGD
     nesterov: bool = True  # momentum that looks ahead
-    weight_decay: float = 1e-4  # L2, added to the gradient after clipping
-    no_decay: str = "none"  # none: decay all parameters, as published; norm_bias: not those of norms and biases
-    clipping: float | None = 0.01  # adaptive gradient clipping, share of the weight's norm; none: no clipping
-    eps: float = 1e-3  # smallest norm that a weight counts with in clipping
-    implementation: str = "auto"  # auto: fused where built; fused: C++/CUDA kernel; foreach: plain torch
-    standardize: str = "auto"  # weights, in the fused optimizer (once a step) or the network (each pass); auto: fused
+    weight_decay: float = number(1e-4, 0)  # L2, added to the gradient after clipping
+    no_decay: str = one_of("none", "norm_bias")  # norm_bias: not norms and biases; none: all decay, as published
+    clipping: float | None = number(0.01, above=0)  # of gradients, share of the weight's norm; none: no clipping
+    eps: float = number(1e-3, above=0)  # smallest norm that a weight counts with in clipping
+    implementation: str = one_of("auto", "fused", "foreach")  # fused: C++/CUDA kernel; auto: where built
+    standardize: str = one_of("auto", "optimizer", "network")  # weights: once a step or each pass
 
     def __post_init__(self) -> None:
-        _one_of("optim.no_decay", self.no_decay, ("none", "norm_bias"))
-        _one_of("optim.implementation", self.implementation, ("auto", "fused", "foreach"))
-        _one_of("optim.standardize", self.standardize, ("auto", "optimizer", "network"))
+        super().__post_init__()
         if self.standardize == "optimizer" and self.implementation == "foreach":
             raise UserError("optim.standardize=optimizer needs the fused optimizer; choose optim.implementation=fused")
-        for key in ("momentum", "weight_decay"):
-            if not getattr(self, key) >= 0:
-                raise UserError(f"optim.{key}={getattr(self, key)}: must be 0 or more")
         if self.nesterov and self.momentum == 0:
             raise UserError("optim.nesterov=true needs a momentum; for plain SGD set optim.nesterov=false too")
-        if self.clipping is not None:
-            _positive("optim.clipping", self.clipping)
-        _positive("optim.eps", self.eps)
 
 
 @dataclass(frozen=True)
 class OptimConfig(AgcSgdConfig):
     """AGC-SGD whose learning rate follows the global batch."""
 
-    base_lr: float = 0.03  # learning rate at `base_batch` images a step; scales linearly with the global batch
-    base_batch: int = 256  # global batch that base_lr is meant for
+    base_lr: float = number(0.03, above=0)  # learning rate at `base_batch` images a step; linear in the global batch
+    base_batch: int = number(256, 1)  # global batch that base_lr is meant for
+
+
+@dataclass(frozen=True)
+class ScheduleConfig(Section):
+    """Length of the run and its learning-rate curve; an epoch is one pass over the training samples."""
+
+    PREFIX = "schedule."
+
+    kind: str = one_of("step", "cosine", "constant")  # step: divide by 10 at the milestones; cosine: to zero; constant
+    epochs: float | None = number(90.0, above=0)  # length; or `steps`
+    steps: int | None = number(None, 1, 2**40)  # length in steps; takes the place of `epochs`
+    warmup_epochs: float = number(15.0, 0)  # linear rise from 0; or `warmup_steps`
+    warmup_steps: int | None = number(None, 0)  # takes the place of `warmup_epochs`
+    milestones: list[float] = numbers([30.0, 60.0, 80.0], 0, rising=True)  # epochs (steps where `steps` is set)
+    factor: float = number(0.1, above=0, at_most=1)  # what a milestone multiplies by
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("base_lr", "base_batch"):
-            _positive(f"optim.{key}", getattr(self, key))
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """Length of the run and its learning-rate curve; an epoch is one pass over the training samples."""
-
-    kind: str = "step"  # step: divide by 10 at the milestones; cosine: to zero; constant
-    epochs: float | None = 90.0  # length; or `steps`
-    steps: int | None = None  # length in steps; takes the place of `epochs`
-    warmup_epochs: float = 15.0  # linear rise from 0; or `warmup_steps`
-    warmup_steps: int | None = None  # takes the place of `warmup_epochs`
-    milestones: list[float] = field(default_factory=lambda: [30.0, 60.0, 80.0])  # epochs (steps where `steps` is set)
-    factor: float = 0.1  # what a milestone multiplies by
-
-    def __post_init__(self) -> None:
-        _one_of("schedule.kind", self.kind, ("step", "cosine", "constant"))
         if self.epochs is None and self.steps is None:
             raise UserError("neither schedule.epochs nor schedule.steps is set: how long should it train?")
-        if sorted(self.milestones) != list(self.milestones):
-            raise UserError(f"schedule.milestones={self.milestones}: must rise")
-        _positive("schedule.steps" if self.steps is not None else "schedule.epochs", self.steps or self.epochs or 0)
+
+
+def _check_reproducible(step: TrainConfig | FinetuneConfig) -> None:
+    of = step.PREFIX
+    if step.reproducible and step.micro_batch in (None, AUTO):
+        raise UserError(
+            f"{of}reproducible=true adds up micro-batches of one size in one tree: say how many images one has, "
+            f"{of}micro_batch=…, so that the most ranks that a step will ever have share them evenly"
+        )
+    if step.reproducible and step.graph == "on":
+        raise UserError(f"{of}reproducible=true records no step as a CUDA graph; leave {of}graph=on away")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Section):
     """The training step."""
 
-    global_batch: int = 4096  # images per step over all ranks
-    accumulate: int = 1  # micro-batches per step on each rank: divides the memory, same result
-    precision: str = "bf16"  # fp32, tf32 (matrix units), bf16 or fp16 (autocast; fp16 scales the loss)
-    device: str = "auto"  # auto: a GPU for each rank where there are any; cpu; cuda
-    seed: int = 0  # of weights, sample order and augmentation
-    log_every: int = 50  # steps between logged metrics: the only steps that wait for the device
-    eval_every: float = 1.0  # epochs between evaluations; the last step always has one
-    checkpoint_every: int | None = None  # steps between checkpoints, besides one every epoch
-    keep: int = 2  # newest checkpoints to keep
+    PREFIX = "train."
+
+    global_batch: int = number(4096, 1, 2**31)  # images per step over all ranks
+    accumulate: int = number(1, 1)  # micro-batches per step on each rank: divides the memory, same result
+    micro_batch: str | None = number_or(AUTO, 1)  # images in one, instead: any number of ranks shares them; or tried
+    reproducible: bool = False  # the same bits on 1, 2, 4, … ranks of as many threads; by a fixed micro_batch
+    precision: str = one_of(*PRECISIONS)  # bf16, fp16: autocast; fp16 scales the loss; tf32: matrix units
+    device: str = one_of("auto", "cpu", "cuda")  # auto: a GPU for each rank where there are any
+    seed: int = number(0, **SEEDS)  # of weights, sample order and augmentation
+    graph: str = one_of("auto", "on", "off")  # a step's device work as one CUDA graph; auto: where one rank can
+    log_every: int = number(50, 1)  # steps between logged metrics: the only steps that wait for the device
+    class_weights: str = one_of("none", "balanced")  # of the loss; balanced: against the classes' frequency
+    eval_every: float = number(1.0, above=0)  # epochs between evaluations; the last step always has one
+    checkpoint_every: int | None = number(None, 1)  # steps between checkpoints, besides one every epoch
+    async_save: bool = True  # checkpoints are written while training goes on; false: it waits for the disk
+    tracking: str = one_of("none", "wandb", "trackio")  # metrics go there, too; wandb stays offline (WANDB_MODE)
+    keep: int = number(2, 1)  # newest checkpoints to keep
     keep_best: bool = False  # besides, in FOLDER/best, the one with the least validation loss (from=FOLDER/best)
+    bad_steps: int | None = number(None, 0)  # in a row to skip, gradients not finite; none: 0, 20 in fp16
 
     def __post_init__(self) -> None:
-        _one_of("train.precision", self.precision, PRECISIONS)
-        _one_of("train.device", self.device, ("auto", "cpu", "cuda"))
-        for key in ("global_batch", "accumulate", "log_every", "eval_every", "keep"):
-            _positive(f"train.{key}", getattr(self, key))
-        if self.checkpoint_every is not None:
-            _positive("train.checkpoint_every", self.checkpoint_every)
+        super().__post_init__()
+        _check_reproducible(self)
 
 
 @dataclass(frozen=True)
-class CommConfig:
+class CommConfig(Section):
     """How ranks talk."""
 
-    backend: str = "auto"  # auto: Horovod, else torch.distributed, alone where not launched; horovod; torch; local
-    slice_mib: float = 32.0  # MiB of gradients that travel at once
+    PREFIX = "comm."
 
-    def __post_init__(self) -> None:
-        _one_of("comm.backend", self.backend, ("auto", "horovod", "torch", "local"))
-        _positive("comm.slice_mib", self.slice_mib)
+    backend: str = one_of("auto", "horovod", "torch", "local")  # auto: Horovod, else torch; not launched: local
+    slice_mib: float = number(32.0, above=0, at_most=2**20)  # MiB of gradients that travel at once
+    gradients: str = one_of("fp32", "bf16")  # what travels; bf16: half the bytes, sums rounded (not over Horovod)
+    timeout_s: float | None = number(300.0, 1)  # without progress, then all end; first step, saving, scoring: x6
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(Section):
     """Everything that defines a pre-training run."""
 
     name: str = MISSING  # of the run, and of its folder
     about: str = ""  # what the recipe reproduces, and what it should reach
     folder: str = "runs/${name}"  # where checkpoints, metrics and curves go
-    resume: str = "auto"  # auto: go on from the newest checkpoint in the folder; never: refuse a folder in use
+    resume: str = one_of("auto", "never")  # auto: go on from the newest checkpoint; never: refuse a used folder
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -193,91 +147,74 @@ class PretrainConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     comm: CommConfig = field(default_factory=CommConfig)
 
-    def __post_init__(self) -> None:
-        _one_of("resume", self.resume, ("auto", "never"))
-
 
 @dataclass(frozen=True)
-class TargetConfig:
-    """The data to transfer to; sizes follow the BiT-HyperRule unless given."""
-
-    train: Any = MISSING  # pack to fine-tune on, or a list of packs
-    test: Any = MISSING  # pack or packs to score on, all of it
-    name: str | None = None  # of the target, in results; none: the pack's
-    metric: str = "auto"  # auto: top-1 of one class per image, mean AUC of label vectors; mean_auc: of classes too
-    normalize: str = "auto"  # auto: as in pre-training, where the checkpoint says it, else half (-1..1); imagenet
-    augment: str = "crop"  # crop: resize, random crop, flip (BiT); xray: the X-ray transform at `size` (default 224)
-    flip: bool = True  # mirror half of the training images
-    size: int | None = None  # side that the network sees; none: by the rule
-    resize: int | None = None  # side before the random crop; none: by the rule
-    oversample: bool = False  # full shot: draw all classes equally often (the paper: Flowers-102 and COVIDx)
-    backend: str = "auto"  # as for pre-training
-    threads: int = 2  # decoding threads of each rank
-    prefetch: int = 2  # batches decoded ahead
-    check: float = 0.0  # share of the images whose checksum is compared before decoding, 0 to 1
-    bad_budget: int = 10  # unusable images that each rank may replace before it stops
-
-    def __post_init__(self) -> None:
-        _check_reading(self)
-        for key in ("size", "resize", "threads", "prefetch"):
-            if getattr(self, key) is not None:
-                _positive(f"data.{key}", getattr(self, key))
-        _one_of("data.augment", self.augment, ("crop", "xray"))
-        _one_of("data.metric", self.metric, ("auto", "mean_auc"))
-        _one_of("data.normalize", self.normalize, ("auto", *NORMALIZE))
-        _one_of("data.backend", self.backend, ("auto", "dali", "host"))
-
-
-@dataclass(frozen=True)
-class RuleConfig:
+class RuleConfig(Section):
     """Departures from the BiT-HyperRule; none: as the rule says."""
 
-    steps: int | None = None  # milestones and warm-up keep their share of the length
-    mixup: float | None = None  # alpha of MixUp's beta distribution; 0: off
+    PREFIX = "rule."
 
-    def __post_init__(self) -> None:
-        if self.steps is not None:
-            _positive("rule.steps", self.steps)
-        if self.mixup is not None and not self.mixup >= 0:
-            raise UserError(f"rule.mixup={self.mixup}: must be 0 or more")
+    steps: int | None = number(None, 1, 2**40)  # length
+    stretch: bool = True  # with steps: milestones and warm-up keep their share; false: their steps
+    mixup: float | None = number(None, 0)  # alpha of MixUp's beta distribution; 0: off
+    timing: str = one_of("exact", "published")  # published: warm-up starts at lr / its steps, each ÷10 a step later
 
 
 @dataclass(frozen=True)
-class FinetuneConfig:
+class FinetuneConfig(Section):
     """Everything that defines a fine-tuning run: one target, one number of shots, one seed."""
 
     name: str = MISSING  # of the recipe, kept in result lines
     about: str = ""  # what the recipe is for
     from_: str = MISSING  # checkpoint, run folder or weights file to transfer; "random" for new weights
     source: str | None = None  # name of what is transferred, in results; none: that of the run or file
-    shots: str = "full"  # training images per class, or "full"
-    seed: int = 0  # of the shots drawn, the new head, order and augmentation
-    folder: str | None = None  # run folder, for curves and the tuned network; none: only the result line is kept
-    resume: str = "auto"  # auto: go on from the newest checkpoint in the folder; never: refuse a folder in use
+    shots: str = "full"  # training images per class; a share of all of them, such as 10%; or "full"
+    seed: int = number(0, **SEEDS)  # of the shots drawn, the new head, order and augmentation
+    folder: str | None = AUTO  # for curves and the tuned network; auto: beside results; none: the result line is all
+    resume: str = one_of("auto", "never")  # auto: go on from the newest checkpoint; never: refuse a used folder
     results: str = "runs/finetune.jsonl"  # one line is appended per run
-    batch: int = 128  # images per step over all ranks
-    lr: float = 0.001  # learning rate after warm-up; not scaled with the batch
-    model: str | None = None  # network; none: the one named in the checkpoint
-    precision: str = "bf16"  # fp32, tf32, bf16, fp16
-    device: str = "auto"  # auto: a GPU for each rank where there are any; cpu; cuda
+    batch: int = number(128, 1, 2**31)  # images per step over all ranks
+    lr: float = number(0.001, above=0)  # learning rate after warm-up; not scaled with the batch
+    model: str | None = None  # network, also timm/NAME; none: the one named in the checkpoint
+    class_weights: str = one_of("none", "balanced")  # as for pre-training
+    head: str = one_of("zero", "default")  # start of the new head; zero: as BiT; default: as PyTorch, and published
+    precision: str = one_of(*PRECISIONS)  # as for pre-training
+    device: str = one_of("auto", "cpu", "cuda")  # auto: a GPU for each rank where there are any
     channels_last: bool = True  # memory order of images and weights
-    accumulate: int = 1  # micro-batches per step on each rank
-    log_every: int = 20  # steps between logged metrics
-    checkpoint_every: int | None = None  # steps between checkpoints in the folder, besides the one at the end
+    recompute: str = one_of("none", "norm", "unit")  # what the backward pass makes anew: less memory, more time
+    accumulate: int = number(1, 1)  # micro-batches per step on each rank
+    micro_batch: str | None = number_or(AUTO, 1)  # images in one, instead: any number of ranks shares them; or tried
+    reproducible: bool = False  # the same bits on 1, 2, 4, … ranks of as many threads; by a fixed micro_batch
+    graph: str = one_of("auto", "on", "off")  # a step's device work as one CUDA graph; auto: where one rank can
+    log_every: int = number(20, 1)  # steps between logged metrics
+    eval_every: int | None = number(None, 1)  # steps between evaluations, besides the one at the end
+    keep_best: bool = False  # score the weights with the least loss on data.val, kept in FOLDER/best, not the last ones
+    bad_steps: int | None = number(None, 0)  # in a row to skip, gradients not finite; none: 0, 20 in fp16
+    checkpoint_every: int | None = number(None, 1)  # steps between checkpoints, besides the one at the end
+    async_save: bool = True  # checkpoints are written while training goes on; false: it waits for the disk
+    tracking: str = one_of("none", "wandb", "trackio")  # metrics go there, too; wandb stays offline (WANDB_MODE)
+    folds: int | None = number(None, 2, 1000)  # cross-validation on data.train by group: so many runs, mean and spread
+    fold: int | None = number(None, 0)  # this one of them only, from 0 on
     data: TargetConfig = field(default_factory=TargetConfig)
     rule: RuleConfig = field(default_factory=RuleConfig)
     optim: AgcSgdConfig = field(default_factory=lambda: AgcSgdConfig(weight_decay=0.0))
     comm: CommConfig = field(default_factory=CommConfig)
 
     def __post_init__(self) -> None:
-        _one_of("precision", self.precision, PRECISIONS)
-        _one_of("device", self.device, ("auto", "cpu", "cuda"))
-        _one_of("resume", self.resume, ("auto", "never"))
-        for key in ("batch", "lr", "accumulate", "log_every"):
-            _positive(key, getattr(self, key))
-        if self.checkpoint_every is not None:
-            _positive("checkpoint_every", self.checkpoint_every)
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed={self.seed}: must be 0 or more, and less than 2**32")
-        if self.shots != "full" and not (self.shots.isdecimal() and int(self.shots) > 0):
-            raise UserError(f"shots={self.shots}: must be a number of images per class, or full")
+        super().__post_init__()
+        amount = re.fullmatch(r"(\d{1,9})|(\d{1,3}(?:\.\d{1,9})?)%", self.shots, re.ASCII)
+        drawn = amount and (int(amount[1]) > 0 if amount[1] else 0 < float(amount[2]) <= 100)
+        if self.shots != "full" and not drawn:
+            raise UserError(f"shots={self.shots}: must be a number of images per class, a share (10%), or full")
+        tested = {"data.test": self.data.test is not None, "data.holdout": self.data.holdout, "folds": self.folds}
+        if len(said := [name for name, value in tested.items() if value]) > 1:
+            raise UserError(f"{said[0]} and {said[1]} both say what to score on; leave one away (data.test=null)")
+        if not said:
+            raise UserError(
+                "data.test=null leaves open what to score on: give a share of data.train, data.holdout=0.2, or folds=5"
+            )
+        if self.fold is not None and self.fold >= (self.folds or 0):
+            raise UserError(f"fold={self.fold} of folds={self.folds or 'null'}; folds are counted from 0 on")
+        if self.keep_best and (self.data.val is None or self.folder is None):
+            raise UserError("keep_best=true needs data.val=…, a pack to choose by, and folder=…, a place for the best")
+        _check_reproducible(self)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 
+from loaders.errors import UserError
+
+NAMES = ("HOME", "USER", "RUNS", "PACKS", "DATA", "SCRATCH", "WORK", "PROJECT", "TMPDIR", "SLURM_JOB_ID")
+"""Of the environment, what recipes and sweeps may name."""
+MORE = "BOOSTERBIT_ENV"
+"""Holds further such names, separated by commas."""
 _QUOTES = ("'", '"')
 _TEXTUAL = {str, int, float, bool}  # what OmegaConf converts from text itself, with the field's type in mind
 
@@ -74,6 +82,20 @@ def from_word(schema: type, key: str, text: str) -> tuple[bool, Any]:
     return True, text
 
 
+def environment(name: str, *default: Any) -> Any:
+    """What `${oc.env:NAME}` and `${oc.env:NAME,DEFAULT}` stand for: of the names in `NAMES` only, for what is resolved
+    is printed and kept beside a run. UserError for another name, KeyError for one that is not set."""
+    allowed = (*NAMES, *os.environ.get(MORE, "").replace(",", " ").split())
+    if name not in allowed:
+        raise UserError(
+            f"${{oc.env:{name}}} is not read: of the environment only {', '.join(allowed)} are; export {MORE}={name} "
+            "allows it, or write the value"
+        )
+    if name not in os.environ and not default:
+        raise KeyError(f"Environment variable '{name}' not found")
+    return os.environ[name] if name in os.environ else default[0]
+
+
 def as_word(key: str, value: Any) -> str:
     """`key=value` that `from_word` or YAML reads as this value: a text, None, a number, or a list of such."""
     plain = isinstance(value, str) and value == value.strip() and value not in ("", "null") and value[0] not in "[{'\""
@@ -90,3 +112,6 @@ def _is_value(kind: Any) -> bool:
         kinds = set(typing.get_args(kind)) - {type(None)}
         return len(kinds) == 1 and kinds <= _TEXTUAL
     return kind in _TEXTUAL if isinstance(kind, type) else False
+
+
+OmegaConf.register_resolver("oc.env", environment, replace=True)

@@ -14,13 +14,15 @@ changes the effective learning rate only, not the function. The head starts at z
 new head.
 """
 
-from typing import cast
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.network import norm
+from engine.network import norm, recompute
 from engine.network.family import MEMBERS, BitSpec, Cost, cost, member
 from loaders.errors import UserError
 
@@ -67,9 +69,20 @@ def standardize(weight: Tensor) -> Tensor:
 class GroupNormReLU(nn.GroupNorm):
     """Group norm and the ReLU that always follows it in a pre-activation network, eps 1e-5."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, c, h, w) → same."""
-        return norm.group_norm_relu(x, self.weight, self.bias, self.num_groups, self.eps)
+    @overload
+    def forward(self, x: Tensor) -> Tensor: ...
+    @overload
+    def forward(self, x: Tensor, *, shortcut: Literal[True]) -> tuple[Tensor, Tensor]: ...
+    def forward(self, x: Tensor, *, shortcut: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """(b, c, h, w) → same; `shortcut`: and x, for what goes around the norm."""
+        normalize = norm.beside_shortcut if shortcut else norm.group_norm_relu
+        return normalize(x, self.weight, self.bias, self.num_groups, self.eps)
+
+    def not_kept(self, x: Tensor, output: Tensor) -> AbstractContextManager:
+        """Convolutions inside do not keep `output`, which is that of `x`, where the operator made it."""
+        if not norm.fits(x, self.weight, self.bias):
+            return nullcontext()  # torch's ReLU keeps it as well
+        return recompute.made_anew(output, partial(self.forward, x.detach()))
 
 
 class Unit(nn.Module):
@@ -77,6 +90,7 @@ class Unit(nn.Module):
 
     def __init__(self, cin: int, cout: int, stride: int, groups: int):
         super().__init__()
+        self.recompute = "none"
         mid = cout // 4
         self.gn1 = GroupNormReLU(groups, cin)
         self.conv1 = StdConv2d(cin, mid, 1, bias=False)
@@ -91,12 +105,30 @@ class Unit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, cin, h, w) → (b, cout, ⌈h/stride⌉, ⌈w/stride⌉)."""
-        out = self.gn1(x)
-        shortcut = x if self.downsample is None else self.downsample(out)
-        out = self.conv1(out)
-        out = self.conv2(self.gn2(out))
-        out = self.conv3(self.gn3(out))
-        return out + shortcut
+        if self.recompute == "unit" and torch.is_grad_enabled():
+            return recompute.computed_again(self._forward, x)
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        if self.downsample is None:
+            # Another module may stand in the place of the norm, as where a network is exported.
+            beside = isinstance(self.gn1, GroupNormReLU)
+            out, shortcut = self.gn1(x, shortcut=True) if beside else (self.gn1(x), x)
+            with self._kept(self.gn1, x, out):
+                inner = self.conv1(out)
+        else:
+            out = self.gn1(x)
+            with self._kept(self.gn1, x, out):
+                shortcut, inner = self.downsample(out), self.conv1(out)
+        out = self.gn2(inner)
+        with self._kept(self.gn2, inner, out):
+            inner = self.conv2(out)
+        out = self.gn3(inner)
+        with self._kept(self.gn3, inner, out):
+            return self.conv3(out).add_(shortcut)
+
+    def _kept(self, normalize: GroupNormReLU, x: Tensor, output: Tensor) -> AbstractContextManager:
+        return normalize.not_kept(x, output) if self.recompute == "norm" else nullcontext()
 
 
 class Head(nn.Module):
@@ -150,17 +182,20 @@ def _root(spec: BitSpec) -> nn.Sequential:
     return root
 
 
-def build(name: str, num_classes: int, *, zero_head: bool = True) -> Bit:
+def build(name: str, num_classes: int, *, zero_head: bool = True, recompute: str = "none") -> Bit:
     """The network `name` of `MEMBERS`, freshly initialized, on the default device (`with
     torch.device("meta")` gives shapes without memory).
 
-    `zero_head` starts the classifier at zero; otherwise it has PyTorch's default. UserError for an unknown
-    name or no classes.
+    `zero_head` starts the classifier at zero; otherwise it has PyTorch's default. `recompute`: one of `RECOMPUTE`.
+    UserError for an unknown name or no classes.
     """
     spec = member(name)
     if num_classes < 1:
         raise UserError(f"num_classes is {num_classes}; expected 1 or more: is the pack labelled?")
     model = Bit(spec, num_classes)
+    for module in model.modules():
+        if isinstance(module, Unit):
+            module.recompute = recompute
     if zero_head:
         nn.init.zeros_(model.head.conv.weight)
         nn.init.zeros_(cast(Tensor, model.head.conv.bias))

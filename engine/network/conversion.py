@@ -12,9 +12,9 @@ from engine.network import bit, formats
 from engine.network.bit import MEMBERS
 from engine.network.matching import check, member
 from engine.network.naming import HEAD, WORDS, timm_network
-from engine.network.weights import load
+from engine.network.weights import load, read
 from engine.whole import whole
-from loaders.errors import UserError
+from loaders.errors import UserError, in_words
 
 ENDINGS = {".safetensors": "safetensors", ".pth": "pth", ".pth.tar": "pth", ".npz": "npz"}
 """How the name of a file to write ends → its format."""
@@ -34,6 +34,8 @@ class Written:
     """One of `WORDS`."""
     size: int
     """Bytes of the file."""
+    said: tuple[str, ...]
+    """What had to be chosen or changed to find the weights, for people."""
 
 
 def convert(source: str | Path, target: str | Path, form: str | None = None, *, force: bool = False) -> Written:
@@ -52,7 +54,7 @@ def convert(source: str | Path, target: str | Path, form: str | None = None, *, 
         raise UserError(f"{target} exists; name another file, or add --force to replace it")
     if not target.parent.is_dir():
         raise UserError(f"there is no folder {target.parent}; make it, or name a file elsewhere")
-    state = load(source)
+    state, said = read(source)
     network = _network(state, source)
     try:
         with whole(target) as temporary:
@@ -60,7 +62,7 @@ def convert(source: str | Path, target: str | Path, form: str | None = None, *, 
             back = load(temporary)
             _compare(back, state, container, target)
     except OSError as error:
-        raise UserError(f"{target} could not be written ({error}); nothing was changed") from error
+        raise UserError(f"{target} could not be written ({in_words(error)}); nothing was changed") from error
     return Written(
         network=network,
         parameters=sum(tensor.numel() for tensor in back.values()),
@@ -68,6 +70,7 @@ def convert(source: str | Path, target: str | Path, form: str | None = None, *, 
         dtypes=tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in back.values()})),
         form=form or container,
         size=target.stat().st_size,
+        said=tuple(said),
     )
 
 
@@ -116,6 +119,7 @@ def summary(target: str, written: Written) -> str:
         f"{target}: {written.network}, {written.parameters:,} parameters, {head}, {WORDS[written.form]}, "
         f"{' and '.join(written.dtypes)}, {written.size / 1e6:,.1f} MB; read back and equal"
     ]
+    lines += [f"of the source: {'; '.join(written.said)}"] if written.said else []
     theirs = timm_network(written.network)
     if written.form == "timm" and theirs:
         lines.append(f'for timm.create_model("{theirs}", num_classes={written.classes or 0})')

@@ -6,7 +6,9 @@ import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+from engine.network.naming import timm_network
 from loaders.errors import UserError
 
 
@@ -51,6 +53,7 @@ MEMBERS: dict[str, BitSpec] = {
 any size of at least its stride; the side in the name is the one whose detail its root keeps."""
 
 
+_TIMM = "timm/"
 _LAYERS = re.compile(r"(\d+)(?:x(\d+(?:\.\d+)?))?")
 
 
@@ -59,6 +62,37 @@ def member(name: str) -> BitSpec:
     if name not in MEMBERS:
         raise UserError(f"no network is called {name!r}; the nearest is {_nearest(name)!r} of {', '.join(MEMBERS)}")
     return MEMBERS[name]
+
+
+def is_timm(name: str) -> bool:
+    """Whether a name is of a network of timm's, `timm/NAME`."""
+    return name.startswith(_TIMM)
+
+
+def check(name: str) -> None:
+    """UserError unless there is a network of this name, of the family or of timm's."""
+    if is_timm(name):
+        timm_model(name)
+    else:
+        member(name)
+
+
+def timm_model(name: str) -> tuple[Any, str]:
+    """The module timm (https://github.com/huggingface/pytorch-image-models), imported now, and its name of `timm/NAME`.
+
+    UserError where it has no such network, or where the network is one of the family.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError(f"model {name} needs timm: pip install timm") from error
+    plain = name.removeprefix(_TIMM)
+    if ours := {timm_network(each): each for each in MEMBERS}.get(plain.partition(".")[0]):
+        raise UserError(f"{name} is {ours} of the BiT family; say {ours}")
+    if not timm.is_model(plain):
+        near = difflib.get_close_matches(plain, timm.list_models(), 1, 0.0)[0]
+        raise UserError(f"timm has no network {plain!r}; the nearest is {_TIMM}{near}")
+    return timm, plain
 
 
 def _nearest(name: str) -> str:

@@ -5,32 +5,43 @@ A state is a dict of parameter name → tensor on the CPU. Nothing that a file c
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from engine.network import states
 from engine.network.naming import OFFICIAL, PUBLISHED, TIMM, Naming, rename
-from loaders.errors import UserError
+from engine.whole import system_speaks
+from loaders.errors import UserError, reading
 
-ENTRIES = "model", "state_dict"
-"""What the state dict is called in a training checkpoint: by the published code, and by timm."""
+_DENSEST, _SPARE = 8, 1 << 20  # bytes that a byte of compressed weights may stand for; and in any case
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """The state in a file, by the names of the published PyTorch code where it is a BiT network's, else by its own.
+def read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The state in a file, by the names of the published PyTorch code where it is a BiT network's, else by its own; and
+    what was done to find it, for people (see `states.py`).
 
-    UserError: another format, a damaged file, a pickle that asks for more than tensors.
+    UserError: another format, a damaged file, a pickle that asks for more than tensors, no weights, or several.
     """
-    return _from_timm(_reader(path)(path))
+    state, picked = states.chosen(_reader(path)(path), path)
+    for name, tensor in state.items():
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UserError(
+                f"{path} has {name} of {tuple(tensor.shape)}, and {tensor.untyped_storage().nbytes():,} bytes for it: "
+                "its elements lie on top of each other; save a contiguous copy"
+            )
+    state, cleaned = states.unwrapped(state, path)
+    return _from_timm(state), [*picked, *cleaned]
 
 
 def write(path: Path, state: dict[str, Tensor], form: str, timm: bool) -> None:
@@ -44,7 +55,7 @@ def write(path: Path, state: dict[str, Tensor], form: str, timm: bool) -> None:
         _renamed(name, TIMM) if timm else name: tensor.detach().clone(memory_format=torch.contiguous_format)
         for name, tensor in state.items()
     }
-    try:
+    with system_speaks(path):
         if form == "safetensors":
             path.touch()
             mode = path.stat().st_mode
@@ -55,15 +66,13 @@ def write(path: Path, state: dict[str, Tensor], form: str, timm: bool) -> None:
             if form == "npz":
                 np.savez(file, allow_pickle=False, **_to_npz(state))
             else:
-                torch.save(state if timm else {ENTRIES[0]: state}, file)
-    except (safetensors.SafetensorError, RuntimeError) as error:  # what these libraries make of an OSError
-        raise OSError(str(error).splitlines()[0]) from error
+                torch.save(state if timm else {states.PLAIN[0]: state}, file)
 
 
-def _reader(path: Path) -> Callable[[Path], dict[str, Tensor]]:
+def _reader(path: Path) -> Callable[[Path], Any]:
     with path.open("rb") as file:
         start = file.read(9)
-    with _parsing(path, "zip archive"):
+    with _parsing(path, "a zip archive"):
         names = _archived(path)
     if any(name.endswith(".npy") for name in names):
         return _read_npz
@@ -84,58 +93,61 @@ def _archived(path: Path) -> list[str]:
     if not zipfile.is_zipfile(path):
         return []
     with zipfile.ZipFile(path) as archive:
+        size, inside = path.stat().st_size, sum(member.file_size for member in archive.infolist())
+        if inside > _SPARE + _DENSEST * size:
+            raise UserError(f"{path} of {size:,} bytes unpacks to {inside:,}, more than weights do; get it again")
         return archive.namelist()
 
 
 @contextmanager
 def _parsing(path: Path, what: str) -> Iterator[None]:
-    """Around what a library does to a file: over damaged bytes, zipfile, NumPy and PyTorch raise nearly anything."""
+    """Around what a library does to a file. UserError with what its pickle asks for, or as of `reading`."""
     try:
-        yield
-    except pickle.UnpicklingError as error:
+        with reading(path, what, "get it again"):
+            yield
+    except UserError as refused:
+        error = refused.__cause__
+        if not isinstance(error, pickle.UnpicklingError):
+            raise
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise UserError(
             f"{path} is refused: its pickle {f'asks for {wanted[1]}' if wanted else 'is damaged or asks for more'}, "
             "and only tensors and plain values are read, since anything else could run any code; where the file is "
             "trusted, save its state dict alone again, as safetensors"
         ) from error
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} is a damaged {what} ({reason}); get it again") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    with _parsing(path, "safetensors file"):
+    with _parsing(path, "a safetensors file"):
         return safetensors.torch.load_file(path)
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    with _parsing(path, "PyTorch checkpoint"):
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    entry = next((key for key in ENTRIES if key in content), None) if isinstance(content, dict) else None
-    state = content if entry is None else content[entry]
-    if not isinstance(state, dict) or not state or not all(_is_parameter(*item) for item in state.items()):
-        found = f"a dict of {', '.join(map(str, list(state)[:5]))}" if isinstance(state, dict) else type(state)
-        raise UserError(f"{path} has {found}; expected a state dict, or one as the entry 'model' or 'state_dict'")
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    return state
-
-
-def _is_parameter(name: object, value: object) -> bool:
-    if not isinstance(name, str) or not isinstance(value, Tensor):
-        return False
-    return value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+def _read_torch(path: Path) -> Any:
+    with _parsing(path, "a PyTorch checkpoint"):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
-    with _parsing(path, ".npz, or one with more than arrays"), np.load(path, allow_pickle=False) as file:
+    with _parsing(path, "an .npz of arrays alone"), np.load(path, allow_pickle=False) as file:
+        _check_headers(path)
         arrays = {name: torch.from_numpy(file[name]) for name in file.files}
     return {
         # TensorFlow keeps height, width, in, out
         _from_official(name, path): (array.permute(3, 2, 0, 1) if array.ndim == 4 else array).contiguous()
         for name, array in arrays.items()
     }
+
+
+def _check_headers(path: Path) -> None:
+    """ValueError where an array is larger than what is there of it: NumPy takes the memory before it reads."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(file)
+            if math.prod(shape) * dtype.itemsize > member.file_size:
+                raise ValueError(f"{member.filename} is said to be of {shape}, and has {member.file_size:,} bytes")
 
 
 def _from_official(name: str, path: Path) -> str:

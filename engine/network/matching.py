@@ -60,7 +60,8 @@ def _misfit(differing: list[str], state: dict[str, Tensor], own: dict[str, Tenso
     if not set(state) & set(own):
         near = difflib.get_close_matches(next(iter(own)), state, 1, 0.0)
         there = f"of something else (it has {near[0]!r})" if near else "empty"
-        return f"the checkpoint is {there}, and this network is {here}; give a checkpoint of a BiT network"
+        wanted = "this network" if member(own) is None else "a BiT network"
+        return f"the checkpoint is {there}, and this network is {here}; give a checkpoint of {wanted}"
     return (
         f"the checkpoint is of {there} and this network is {here}: {len(differing)} parameters differ, first "
         f"{'; '.join(differing[:3])}. Build the network that the checkpoint is of, or give another checkpoint"

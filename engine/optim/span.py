@@ -58,14 +58,14 @@ class FlatSpan:
             return torch.empty_like(param.detach(), dtype=buffer.dtype)
         return buffer.as_strided(param.shape, param.stride(), buffer.storage_offset() + self.offset(param))
 
-    def momentum(self, found: Sequence[Tensor | None]) -> Tensor:
-        """One buffer with the momenta `found`, zero where there is none yet: theirs, if it is one already."""
+    def buffer(self, found: Sequence[Tensor | None]) -> Tensor:
+        """One float32 buffer with the tensors `found`, zero where there is none yet: theirs, if it is one already."""
         if self.shift(found) is not None:
             return self.whole(found)
         buffer = torch.zeros(self.length, device=self.first.device)
-        for param, momentum in zip(self.params, found, strict=True):
-            if momentum is not None and param.numel():
-                self.view(buffer, param).copy_(momentum)
+        for param, tensor in zip(self.params, found, strict=True):
+            if tensor is not None and param.numel():
+                self.view(buffer, param).copy_(tensor)
         return buffer
 
 

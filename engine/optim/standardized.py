@@ -16,12 +16,13 @@ from engine.network.bit import STD_EPS, StdConv2d
 from engine.optim import ops
 from engine.optim.flat import FlatParameters
 from engine.optim.fused import ForwardWeights
+from loaders.errors import UserError
 
 
 class StandardizedWeights:
     """Gives the kernels of `model` standardized copies, in `dtype`, for its forward pass to read.
 
-    From then on backward passes leave the gradients of these in `flat.grads`, at the places of the kernels, for an
+    From then on `GradientSum` leaves the gradients of these in `flat.grads`, at the places of the kernels, for an
     `AgcSgd` that has `forward_weights`. Whoever else changes parameters calls `refresh`; loading a state dict into the
     model does so by itself.
     """
@@ -39,8 +40,6 @@ class StandardizedWeights:
             regions.append(ops.Region(slot.shape, slot.offset, int(parameter in convolutions)))
             if parameter in convolutions:
                 leaf = copy.detach().requires_grad_()
-                leaf.grad_dtype = torch.float32
-                leaf.grad = parameter.grad
                 convolutions[parameter].standardized = flat.leaves[index] = leaf
         self.forward_weights = ForwardWeights(copies, frozenset(convolutions), STD_EPS)
         self._units = ops.unit_table(regions).to(device)
@@ -63,8 +62,13 @@ def choose(
     standardize: str = "auto",
     implementation: str = "auto",
 ) -> StandardizedWeights | None:
-    """Standardized weights for a fused optimizer, or None where the network is to standardize; settings as in
-    `AgcSgdConfig`. UserError for `standardize` "optimizer" where the extension is not built."""
+    """Standardized weights for a fused optimizer, or None where the network is to standardize, or does not; settings as
+    in `AgcSgdConfig`. UserError for `standardize` "optimizer" where the extension is not built, or there is nothing to
+    standardize."""
+    if not any(isinstance(module, StdConv2d) for module in model.modules()):
+        if standardize == "optimizer":
+            raise UserError("optim.standardize=optimizer: this network standardizes no weights; leave it away")
+        return None
     fused = implementation != "foreach" and compiled.supports(flat.values.device, "agc_sgd_")
     if standardize == "optimizer" or (standardize == "auto" and fused):
         return StandardizedWeights(model, flat, dtype)

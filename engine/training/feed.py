@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from engine.comm.communicator import Communicator
-from engine.config.schema import DataConfig, TargetConfig
+from engine.config.data import DataConfig, TargetConfig
 from loaders.packs.shard import Pack
 from loaders.pipelines import batches
 from loaders.pipelines.batches import Batch
@@ -28,6 +28,12 @@ class Feed:
     test_transform: Transform
     config: DataConfig | TargetConfig  # backend, threads, prefetch
     device: torch.device
+    test_ids: np.ndarray | None = None  # of `test`; None: all of it
+
+    @property
+    def tested(self) -> np.ndarray:
+        """Ids into `test` of what is evaluated on."""
+        return np.arange(0 if self.test is None else len(self.test)) if self.test_ids is None else self.test_ids
 
     def train_batches(self, first_step: int, last_step: int) -> Iterator[Sequence[Batch]]:
         """The micro-batches of steps `first_step` to `last_step` (exclusive)."""
@@ -35,17 +41,25 @@ class Feed:
             self.train, self.plan, self.train_transform, first_step=first_step, last_step=last_step, **self._how()
         )
 
+    def step(self, step: int) -> list[Batch]:
+        """The micro-batches of one step, by itself."""
+        with batches.train_batches(
+            self.train, self.plan, self.train_transform, first_step=step, last_step=step + 1, **self._how()
+        ) as one:
+            return [batch._replace(images=batch.images.clone()) for batch in next(one)]
+
     def test_batches(self) -> Iterator[Batch]:
-        """This rank's share of the whole test set."""
+        """This rank's share of what is evaluated on."""
         if self.test is None:
             raise AssertionError("a run without a test set is not evaluated")
-        share = self.plan.global_batch // self.plan.world // self.plan.accumulate
-        whole = EvalPlan(pool=np.arange(len(self.test)), batch=share, rank=self.plan.rank, world=self.plan.world)
+        whole = EvalPlan(pool=self.tested, batch=self.plan.micro_batch, rank=self.plan.rank, world=self.plan.world)
         return batches.eval_batches(self.test, whole, self.test_transform, **self._how())
 
     def _how(self) -> dict:
         return {
             "backend": self.config.backend,
+            "decode": self.config.decode,
+            "region": self.config.region,
             "device": str(self.device),
             "threads": self.config.threads,
             "prefetch": self.config.prefetch,
@@ -61,18 +75,24 @@ def order(
     seed: int,
     comm: Communicator,
     *,
+    micro: str | None = None,
     last: str = "wrap",
     blocks: Blocks | None = None,
     starts: tuple[int, ...] = (),
 ) -> TrainPlan:
-    """The sample order over `pool` (ids into the training pack) as this rank sees it."""
+    """The sample order over `pool` (ids into the training pack) as this rank sees it.
+
+    micro: images in a micro-batch; "auto", before it is known: one, so many micro-batches that `accumulate` says none.
+    """
+    auto = micro == "auto"
     return TrainPlan(
         pool=pool,
         global_batch=global_batch,
         seed=seed,
         rank=comm.rank,
         world=comm.size,
-        accumulate=accumulate,
+        accumulate=1 if auto else accumulate,
+        micro=1 if auto else None if micro is None else int(micro),
         last=last,
         blocks=blocks,
         starts=starts,

@@ -17,12 +17,13 @@ def learning_rate(
     warmup_steps: int = 0,
     milestones: tuple[int, ...] = (),
     factor: float = 0.1,
+    ahead: int = 0,
 ) -> float:
     """The learning rate of optimizer step `step`, counted from 0.
 
     Warm-up is linear from 0: `peak * step / warmup_steps` while `step < warmup_steps`, so the peak is reached
     at step `warmup_steps` (and the first step, at rate 0, only fills the momentum), as in BiT's published
-    code. Then
+    code. `ahead` steps of it are left out: with 1 it starts at `peak / warmup_steps`. Then
 
     * `step`: `peak * factor**k`, where `k` milestones are at or before `step` (as torch's MultiStepLR);
     * `cosine`: `peak * (1 + cos(π t)) / 2`, `t` running from 0 at the end of warm-up to 1 at `total_steps`
@@ -34,7 +35,7 @@ def learning_rate(
     """
     _check(kind, step, total_steps, warmup_steps, milestones)
     if step < warmup_steps:
-        return peak * step / warmup_steps
+        return peak * min(step + ahead, warmup_steps) / warmup_steps
     if kind == "step":
         return peak * factor ** bisect_right(milestones, step)
     if kind == "cosine":

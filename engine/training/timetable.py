@@ -19,6 +19,7 @@ class Timetable:
     kind: str
     peak: float  # learning rate after warm-up
     factor: float
+    ahead: int = 0  # steps that warm-up is ahead of itself
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
@@ -30,6 +31,7 @@ class Timetable:
             warmup_steps=self.warmup_steps,
             milestones=self.milestones,
             factor=self.factor,
+            ahead=self.ahead,
         )
 
     def describe(self) -> str:

@@ -4,6 +4,7 @@ Draws use NumPy's `RandomState`, whose streams NumPy guarantees never to change,
 samples on any machine.
 """
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,20 +13,25 @@ from loaders.errors import UserError, shorten
 
 
 def draw(labels: np.ndarray, shots: int | str, seed: int) -> np.ndarray:
-    """Sample ids of `shots` samples of each class, or of all samples for `"full"`.
+    """Sample ids of `shots` samples of each class, of a share of the samples for `"10%"`, of all for `"full"`.
 
-    `labels` (n,) int64, classes from 0; `"full"` also takes (n, l) multi-label arrays. Returns sorted int64
-    ids.
+    `labels` (n,) int64, classes from 0; shares, and `"full"`, also take (n, l) multi-label arrays. A share is of
+    each class, rounded, one sample at least. Returns sorted int64 ids.
 
     Each class has its own stream, keyed by (seed, class), and gives the first `shots` samples of one
-    permutation: so with the same seed the 1-shot samples are among the 5-shot ones, and one class's draw does
-    not depend on another's. A class with fewer samples than `shots` gives all that it has (see
-    `short_classes`, for the warning). UserError: shots that are neither a positive number nor `full`,
-    multi-label or empty labels.
+    permutation: so with the same seed the 1-shot samples are among the 5-shot ones, those of 5% among those of
+    10%, and one class's draw does not depend on another's. A class with fewer samples than `shots` gives all
+    that it has (see `short_classes`, for the warning). UserError: shots that are neither a positive number, a
+    share, nor `full`; multi-label or empty labels.
     """
     labels = np.asarray(labels)
     if shots == "full":
         return np.arange(len(labels), dtype=np.int64)
+    if is_share(shots):
+        share = float(str(shots).rstrip("%")) / 100
+        one = labels if labels.ndim == 1 else np.zeros(len(labels), np.int64)
+        orders = [_shuffled(one, c, seed) for c in np.unique(one)]
+        return np.sort(np.concatenate([order[: max(1, round(share * len(order)))] for order in orders]))
     shots = _positive(shots)
     _check_classes(labels, f"{shots} shots per class")
     chosen = [_shuffled(labels, c, seed)[:shots] for c in np.unique(labels)]
@@ -34,12 +40,22 @@ def draw(labels: np.ndarray, shots: int | str, seed: int) -> np.ndarray:
 
 def short_classes(labels: np.ndarray, shots: int | str, num_classes: int) -> dict[int, int]:
     """Class → samples it has, for every one of `num_classes` classes that has fewer than `shots`."""
-    if shots == "full":
+    if not per_class(shots):
         return {}
     shots = _positive(shots)
     _check_classes(np.asarray(labels), f"{shots} shots per class")
     counts = np.bincount(labels, minlength=num_classes)
     return {int(c): int(n) for c, n in enumerate(counts) if n < shots}
+
+
+def is_share(shots: int | str) -> bool:
+    """Whether shots are a share of the images, such as 10% or 0.5%."""
+    return bool(re.fullmatch(r"\d+(\.\d+)?%", str(shots), re.ASCII)) and 0 < float(str(shots)[:-1]) <= 100
+
+
+def per_class(shots: int | str) -> bool:
+    """Whether shots are a number of images of each class."""
+    return shots != "full" and not is_share(shots)
 
 
 def oversample(labels: np.ndarray, ids: np.ndarray, seed: int) -> np.ndarray:
@@ -63,7 +79,9 @@ def _shuffled(labels: np.ndarray, label: int, seed: int) -> np.ndarray:
 
 def _positive(shots: int | str) -> int:
     if isinstance(shots, bool) or not str(shots).isdecimal() or int(shots) < 1:
-        raise UserError(f"shots is {shots!r}: expected a number of samples per class, 1 or more, or full")
+        raise UserError(
+            f"shots is {shots!r}: expected a number of samples per class, 1 or more, a share (10%), or full"
+        )
     return int(shots)
 
 
@@ -81,12 +99,14 @@ def _check_classes(labels: np.ndarray, purpose: str, instead: str = "shots=full"
 
 def in_words(shots: str) -> str:
     """A number of shots, for people."""
-    return {"full": "full", "1": "1 shot"}.get(shots, f"{shots} shots")
+    return {"full": "full", "1": "1 shot"}.get(shots, shots if is_share(shots) else f"{shots} shots")
 
 
-def by_shots(shots: str) -> tuple[bool, int]:
-    """Sorts numbers of shots: fewest first, full last."""
-    return shots == "full", int(shots) if shots.isdecimal() else 0
+def by_shots(shots: str) -> tuple[int, float]:
+    """Sorts numbers of shots: fewest first, then shares, full last."""
+    if is_share(shots):
+        return 1, float(shots[:-1])
+    return (2, 0) if shots == "full" else (0, int(shots) if shots.isdecimal() else 0)
 
 
 def shortage(shots: str, short: Mapping[str, int]) -> str:

@@ -14,13 +14,14 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
+from engine.transfer.fewshot import is_share
 from engine.whole import whole
-from loaders.errors import UserError
+from loaders.errors import UserError, reading
 
 COLUMNS = ("metric_value", "metric", "path", "seed", "shot", "pretrained_model", "dataset", "last_step")
 """Of the published CSV, in its order."""
@@ -43,11 +44,15 @@ class Result:
     metric: str  # top1, mean_auc, mean_ap, or of one class: average_precision_class_0, f1_0, recall_0
     source: str  # what the weights come from, as it was written: imagenet21k_bit152x4, chexpert_r50x1, random
     network: str | None  # R50x1; None where neither the line nor the source's name says it
-    shots: str  # training images of each class, "10", or "full"
+    shots: str  # training images of each class, "10"; a share of all, "10%"; or "full"
     seed: int
     value: float  # percent
     last_step: int | None = None
     path: str = ""  # folder of the run, if it kept one
+    interval: tuple[float, float] | None = None  # 95%, percent, over the test images; not in the CSV, nor is `classes`
+    classes: Mapping[str, float] = field(default_factory=dict, compare=False)  # score of each, percent
+    weights: str | None = None  # digest of what was transferred; None where the line does not say it
+    majority: float | None = None  # share of the test set's most frequent class, percent; likewise
 
     @property
     def run(self) -> tuple:
@@ -74,6 +79,20 @@ def score(values: Sequence[float]) -> Score:
     return Score(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
 
+def majority(results: Iterable[Result]) -> float | None:
+    """The share of the most frequent class in the test set of one target's results, percent: what top-1 is compared
+    with. None for another metric, or where no result says it. UserError where they say different ones."""
+    said = {result.majority: result for result in results if result.metric == "top1" and result.majority is not None}
+    if len(said) > 1:
+        dataset = next(iter(said.values())).dataset
+        shares = " and ".join(f"{share:.2f}%" for share in said)
+        raise UserError(
+            f"results of {dataset} are of different test sets: the share of their largest class is {shares}; give them "
+            "names of their own (data.name=…)"
+        )
+    return next(iter(said), None)
+
+
 def network_of(source: str) -> str | None:
     """The network that a source's name ends with: R50x1 of `chexpert_bit50x1` and of `chexpert_r50x1`."""
     found = _NETWORK.search(source)
@@ -82,26 +101,51 @@ def network_of(source: str) -> str | None:
 
 def read(paths: Iterable[str | Path]) -> list[Result]:
     """The results in files, `.csv` as published and else our JSONL; of each run the last, in the order of these.
+    Different checkpoints under one name are told apart, with a warning on stderr.
 
     UserError where a file or a line is not of that kind, and where there is no result at all. Rows of a metric that is
     not known here are left out and counted in a warning on stderr, and so is a last line without its end, as a killed
     writer leaves it.
     """
     files = [Path(path) for path in paths]
-    newest: dict[tuple, Result] = {}
+    found: list[Result] = []
     for path in files:
         if not path.is_file():
             raise UserError(f"there are no results at {path}; engine.finetune appends them to results=…")
-        try:
+        with reading(path, "text, our JSONL or the published CSV"):
             content = path.read_text(encoding="utf-8-sig")  # spreadsheets begin a CSV with a mark
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not text; expected our JSONL or the published CSV") from error
-        for result in _read_csv(path, content) if path.suffix.lower() == ".csv" else _read_jsonl(path, content):
-            newest.pop(result.run, None)
-            newest[result.run] = result
-    if not newest:
+            found += _read_csv(path, content) if path.suffix.lower() == ".csv" else _read_jsonl(path, content)
+    if not found:
         raise UserError(f"no results in {', '.join(map(str, files))}")
+    newest: dict[tuple, Result] = {}
+    for result in _told_apart(found):
+        newest.pop(result.run, None)
+        newest[result.run] = result
     return list(newest.values())
+
+
+def _told_apart(results: Sequence[Result]) -> list[Result]:
+    """Results whose sources have their weights' digest in the name where one name stands for several checkpoints.
+
+    Lines without a digest, of before there was one, keep the name.
+    """
+    seen: dict[tuple[str, str | None], dict[str, None]] = {}
+    for result in results:
+        if result.weights:
+            seen.setdefault((result.source, result.network), {})[result.weights] = None
+    several = {source: digests for source, digests in seen.items() if len(digests) > 1}
+    for (source, _), digests in several.items():
+        print(
+            f"warning: {source} stands for {len(digests)} different checkpoints, here told apart by digests of their "
+            f"weights: {', '.join(digests)}; fine-tune with source=… to name them",
+            file=sys.stderr,
+        )
+    return [
+        replace(result, source=f"{result.source} [{result.weights}]")
+        if result.weights and (result.source, result.network) in several
+        else result
+        for result in results
+    ]
 
 
 def _read_jsonl(path: Path, content: str) -> Iterator[Result]:
@@ -109,7 +153,7 @@ def _read_jsonl(path: Path, content: str) -> Iterator[Result]:
     for number, text in enumerate(lines, 1):
         try:
             line = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines) and not content.endswith("\n"):
                 print(f"warning: {path}, line {number}: cut off, left out", file=sys.stderr)
                 return
@@ -137,7 +181,7 @@ def _read_csv(path: Path, content: str) -> Iterator[Result]:
             strange[row["metric"]] += 1
             continue
         shots = row["shot"].removesuffix("_shot")
-        if not (shots == "full" or shots.isdecimal()):
+        if not (shots == "full" or shots.isdecimal() or is_share(shots)):
             raise UserError(f"{where}: shot is {row['shot']!r}; expected such as 10_shot, or full_shot")
         names = {
             "metric": metric,
@@ -172,9 +216,21 @@ def _result(line: Mapping[str, Any], where: str, network: str | None, percent: C
             value=percent(line["metric_value"]),
             last_step=int(line["last_step"]) if line.get("last_step") not in (None, "") else None,
             path=str(line.get("path") or ""),
+            interval=_interval(line.get("interval")),
+            classes={
+                str(name): math.nan if value is None else float(value)
+                for name, value in dict(line.get("classes") or {}).items()
+            },
+            weights=str(line["weights"]) if line.get("weights") else None,
+            majority=None if line.get("majority") in (None, "") else float(line["majority"]),
         )
-    except (ValueError, TypeError, InvalidOperation) as error:
+    except (ValueError, TypeError, OverflowError, InvalidOperation) as error:
         raise UserError(f"{where}: a number is expected, but {error}") from error
+
+
+def _interval(bounds: Any) -> tuple[float, float] | None:
+    low, high = bounds or (None, None)
+    return None if low is None or high is None else (float(low), float(high))
 
 
 def _percent(text: str) -> float:
@@ -198,7 +254,7 @@ def write_csv(results: Iterable[Result], path: str | Path) -> None:
     if unknown := {result.metric for result in results} - set(metrics):
         raise UserError(f"{path}: the published CSV has {' and '.join(metrics)} only, not {', '.join(sorted(unknown))}")
     more = ("network",) if any(result.network != network_of(result.source) for result in results) else ()
-    with whole(path) as temporary, open(temporary, "w", newline="") as file:
+    with whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(COLUMNS + more)
         for result in results:

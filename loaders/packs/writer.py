@@ -1,5 +1,6 @@
 """Streams records into pack files: written under a temporary name, read back, then renamed."""
 
+import contextlib
 import os
 import shutil
 import uuid
@@ -16,6 +17,7 @@ import numpy as np
 from loaders.packs.hdf5 import index_checksum, write_file
 from loaders.packs.shard import Pack
 from loaders.sources.images import bits_per_channel
+from loaders.sources.listing import UNKNOWN
 
 _CHUNK = 1 << 24  # bytes copied at a time
 
@@ -29,7 +31,7 @@ class Record:
     key: str
     """Unique name of the sample, usually its path in the source."""
     label: int | Sequence[float]
-    """Class number, or one number per label with NaN for unknown."""
+    """Class number, -1 where there is none, or one number per label with NaN for unknown."""
     height: int
     """Pixels, as displayed (EXIF orientation applied)."""
     width: int
@@ -122,7 +124,8 @@ class ShardWriter:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._blob.close()
+        with contextlib.suppress(OSError):  # on a full disk, of what is thrown away here
+            self._blob.close()
         for leftover in (self._bytes, self._partial):
             leftover.unlink(missing_ok=True)
 
@@ -139,7 +142,7 @@ def _strings(values: list[bytes]) -> np.ndarray:
 def count_labels(labels: np.ndarray, classes: int) -> np.ndarray:
     """Samples per class, (classes,) int64; of float labels the number that are positive."""
     if labels.ndim == 1:
-        return np.bincount(labels, minlength=classes).astype("<i8")
+        return np.bincount(labels[labels != UNKNOWN], minlength=classes).astype("<i8")
     return (np.nan_to_num(labels) > 0).sum(0).astype("<i8")
 
 

@@ -4,3 +4,9 @@ from .batches import train_batches as train_batches
 from .order import EvalPlan as EvalPlan
 from .order import TrainPlan as TrainPlan
 from .transform import Transform as Transform
+from .transform import bit_eval as bit_eval
+from .transform import bit_train as bit_train
+from .transform import natural_eval as natural_eval
+from .transform import natural_train as natural_train
+from .transform import xray_eval as xray_eval
+from .transform import xray_train as xray_train

@@ -1,6 +1,7 @@
 """Records that turn out unusable while a run reads them: replaced, reported, counted, and too many end the run."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 
@@ -64,5 +65,29 @@ class BadRecords:
                 return other
         raise UserError(f"{self._pack.path}: none of the selected records can be used; {self._advice()}")
 
+    def other(self, record: int) -> int | None:
+        """A record of the pool that is not known as bad, besides this one; None where there is none."""
+        at = int(np.searchsorted(self._pool, record, side="right"))
+        others = (int(one) for one in np.roll(self._pool, -at) if one != record and one not in self.found)
+        return next(others, None)
+
     def _advice(self) -> str:
         return f"look for damage with: python -m loaders.pack verify {self._pack.path}"
+
+
+def nothing_decodes(path: Path, tried: int, backend: str, error: RuntimeError) -> UserError:
+    """What to say where every record fails, though their checksums are right: no record is to blame."""
+    dali = "data.region=slice or whole, data.decode=cpu or " if backend == "dali" else ""
+    return UserError(
+        f"{path}: none of {tried} records decodes, and their checksums are right, so it is the decoder that fails: "
+        f"{short(error)}. Try {dali}data.backend={'host' if backend == 'dali' else 'dali'}"
+    )
+
+
+def short(error: RuntimeError) -> str:
+    """What a decoder says, without its stack."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = next(
+        (line for line in lines if "rror" in line and "pipeline" not in line.lower()), lines[0] if lines else ""
+    )
+    return said[:200] or type(error).__name__

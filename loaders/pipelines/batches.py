@@ -6,17 +6,21 @@ Both pipelines deliver the same samples in the same order with the same windows,
 import itertools
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
 
 from loaders.packs.shard import Pack
-from loaders.pipelines.bad import UNSOUND, BadRecords
+from loaders.pipelines.bad import UNSOUND, BadRecords, nothing_decodes, short
 from loaders.pipelines.order import DRAWS, EvalPlan, TrainPlan
-from loaders.pipelines.reading import Reading, choose_backend
+from loaders.pipelines.reading import Reading, chosen
 from loaders.pipelines.request import Request, request
 from loaders.pipelines.transform import Transform
+from loaders.pipelines.upload import to_device
+
+_ENOUGH = 16  # records that fail one after another, before it is the decoder that is at fault
 
 
 class Batch(NamedTuple):
@@ -37,10 +41,7 @@ class Pipeline(Protocol):
         transform: Transform,
         requests: Iterator[Request],
         batch: int,
-        *,
-        device: torch.device,
-        threads: int,
-        prefetch: int,
+        how: Reading,
     ) -> None: ...
 
     def next_images(self) -> torch.Tensor:
@@ -79,7 +80,8 @@ class Batches:
         position: int,
         how: Reading,
     ):
-        self.backend = choose_backend(how.backend)
+        how = chosen(how)
+        self.backend = how.backend
         self.position: int = position
         """Step, or batch of an evaluation, that comes next. The order is a function of the step alone, so this number
         is the whole state: `first_step=position` goes on with the same samples, augmented alike."""
@@ -100,9 +102,9 @@ class Batches:
         again = [wanted for wanted, _ in self._pending]
         self._pending.clear()
         self._wanted = itertools.chain(again, self._wanted)
-        return self._make(self._requests(), self._batch, self._how.prefetch)
+        return self._make(self._requests(), self._batch, self._how)
 
-    def _make(self, requests: Iterator[Request], batch: int, prefetch: int) -> Pipeline:
+    def _make(self, requests: Iterator[Request], batch: int, how: Reading) -> Pipeline:
         make: type[Pipeline]
         if self.backend == "dali":
             from loaders.pipelines.dali import DaliPipeline  # DALI takes a second to import: only when used
@@ -112,19 +114,12 @@ class Batches:
             from loaders.pipelines.host import HostPipeline
 
             make = HostPipeline
-        return make(
-            self._pack,
-            self._transform,
-            requests,
-            batch,
-            device=self._device,
-            threads=self._how.threads,
-            prefetch=prefetch,
-        )
+        return make(self._pack, self._transform, requests, batch, how)
 
     def _requests(self) -> Iterator[Request]:
         """Pass the requests on without bad records, remembering what is in flight."""
         for wanted in self._wanted:
+            self._pack.check_files(wanted.ids)
             self._bad.check(wanted.ids, self._how.check)
             self._bad.look(wanted.ids)
             one = self._request(wanted)
@@ -153,35 +148,45 @@ class Batches:
         _, done = self._pending.popleft()
         labels = torch.from_numpy(np.ascontiguousarray(self._pack.labels[done.ids]))
         extra = [labels, torch.from_numpy(done.ids), torch.from_numpy(done.valid)]
-        if self._device.type == "cuda":
-            extra = [t.pin_memory().to(self._device, non_blocking=True) for t in extra]
-        return Batch(images, *extra)
+        return Batch(images, *(to_device(tensor, self._device) for tensor in extra))
 
     def _find_bad(self, error: RuntimeError) -> None:
-        """Report the records for which no batch could be made; RuntimeError if none is to blame."""
+        """Report the records for which no batch could be made.
+
+        RuntimeError if none is to blame, UserError if none decodes at all: then the decoder is.
+        """
         if not self._pending:
             raise error
-        _, failed = self._pending[0]
+        wanted, failed = self._pending[0]
+        self._pack.check_files(failed.ids)
         unsound = self._pack.unsound(failed.ids)
-        reasons = dict.fromkeys(unsound, UNSOUND) or self._one_by_one(failed)
+        reasons = dict.fromkeys(unsound, UNSOUND) or self._one_by_one(wanted, failed)
         if not reasons:
             where = f"records {failed.ids.tolist()}"
             raise RuntimeError(f"{self._pack.path}: a batch could not be made of {where}: {error}") from error
         for record, reason in reasons.items():
             self._bad.report(record, reason)
 
-    def _one_by_one(self, failed: Request) -> dict[int, str]:
+    def _one_by_one(self, wanted: _Wanted, failed: Request) -> dict[int, str]:
         """Each record of a batch by itself: DALI does not say which one failed, and loses the whole batch."""
-        reasons, at = {}, 0
-        singles = [Request(*(field[i : i + 1] for field in failed)) for i in range(len(failed.ids))]
-        while at < len(singles):
-            pipeline = self._make(iter(singles[at:]), 1, 1)
+        reasons: dict[int, str] = {}
+        at, tried = 0, [Request(*(field[i : i + 1] for field in failed)) for i in range(len(failed.ids))]
+        record = int(failed.ids[0])
+        other = self._bad.other(record) if (failed.ids == record).all() else None
+        if other is not None:  # one record cannot tell its own fault from the decoder's
+            tried.append(request(self._pack, self._transform, np.array([other]), wanted.draws[:1]))
+        how = replace(self._how, prefetch=1)
+        while at < len(tried):
+            pipeline = self._make(iter(tried[at:]), 1, how)
             try:
-                for single in singles[at:]:  # noqa: B007  names the one that fails
+                for single in tried[at:]:  # noqa: B007  names the one that fails
                     at += 1
                     pipeline.next_images()
             except RuntimeError as error:
-                reasons[int(single.ids[0])] = f"it does not decode: {_short(error)}"
+                reasons[int(single.ids[0])] = f"it does not decode: {short(error)}"
+                whole_batch = len({int(one.ids[0]) for one in tried[:at]}) == len(reasons) > 1
+                if whole_batch and at >= min(len(tried), _ENOUGH):
+                    raise nothing_decodes(self._pack.path, len(reasons), self.backend, error) from error
             finally:
                 pipeline.close()
         return reasons
@@ -207,15 +212,6 @@ class Batches:
         self.close()
 
 
-def _short(error: RuntimeError) -> str:
-    """What a decoder says, without its stack."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = next(
-        (line for line in lines if "rror" in line and "pipeline" not in line.lower()), lines[0] if lines else ""
-    )
-    return said[:200] or type(error).__name__
-
-
 def train_batches(
     pack: Pack, plan: TrainPlan, transform: Transform, *, first_step: int = 0, last_step: int | None = None, **how: Any
 ) -> Batches:
@@ -236,7 +232,7 @@ def train_batches(
         transform,
         wanted(),
         plan.micro_batch,
-        plan.accumulate,
+        len(plan.mine),
         pool=plan.pool,
         evaluates=False,
         position=first_step,

@@ -93,8 +93,9 @@ class TrainPlan:
     """What each step reads: a function of (seed, step), whatever the number of ranks.
 
     The samples form one endless stream, the concatenation of the epochs' orders of the pool. Step s takes positions
-    [s * global_batch, (s + 1) * global_batch); ranks take equal contiguous slices of that, micro-batches equal
-    contiguous slices of those. By default no sample is dropped, and a pool may be smaller than a batch.
+    [s * global_batch, (s + 1) * global_batch), in micro-batches that are equal contiguous slices of that; ranks take
+    neighbouring ones, as many each, or, where `micro` says how large they are, one more or less. By default no sample
+    is dropped, and a pool may be smaller than a batch.
     """
 
     pool: np.ndarray
@@ -109,6 +110,8 @@ class TrainPlan:
     """Number of processes."""
     accumulate: int = 1
     """Micro-batches per step and rank."""
+    micro: int | None = None
+    """Samples of a micro-batch, in the place of `accumulate`: any number of ranks shares them."""
     last: str = "wrap"
     """Where an epoch ends within a batch: `wrap`: the next epoch's samples follow; `drop`: the epoch ends before that
     batch, and other samples are left out in every epoch; `fill`: samples of the same epoch's start complete it."""
@@ -131,7 +134,9 @@ class TrainPlan:
                 f"rank {self.rank} of {self.world} ranks with {self.accumulate} micro-batches is not possible"
             )
         parts = self.world * self.accumulate
-        if self.global_batch < 1 or self.global_batch % parts:
+        if self.micro is not None:
+            self._check_micro(self.micro)
+        elif self.global_batch < 1 or self.global_batch % parts:
             below = self.global_batch // parts * parts
             nearest = " or ".join(str(b) for b in (below, below + parts) if b > 0)
             raise UserError(
@@ -147,6 +152,16 @@ class TrainPlan:
                 " batches are to be dropped; take a smaller batch, or wrap"
             )
 
+    def _check_micro(self, micro: int) -> None:
+        if self.accumulate != 1:
+            raise UserError(f"micro-batches of {micro} or {self.accumulate} of them a rank? Say one of both")
+        count, rest = divmod(self.global_batch, micro)
+        if rest or count < self.world:
+            raise UserError(
+                f"a global batch of {self.global_batch} is {self.global_batch / micro:g} micro-batches of {micro} for"
+                f" {self.world} ranks; expected a whole number, and one for each rank at least"
+            )
+
     @property
     def epoch_samples(self) -> int:
         """Samples per epoch, counting those that fill up the last batch and not those that are dropped."""
@@ -155,8 +170,15 @@ class TrainPlan:
 
     @property
     def micro_batch(self) -> int:
-        """Samples per micro-batch of one rank."""
-        return self.global_batch // (self.world * self.accumulate)
+        """Samples per micro-batch."""
+        return self.micro or self.global_batch // (self.world * self.accumulate)
+
+    @property
+    def mine(self) -> range:
+        """Which micro-batches of a step are this rank's."""
+        each, more = divmod(self.global_batch // self.micro_batch, self.world)
+        first = self.rank * each + min(self.rank, more)
+        return range(first, first + each + (self.rank < more))
 
     def _epoch(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
@@ -175,11 +197,11 @@ class TrainPlan:
         return np.concatenate(pieces)
 
     def step(self, step: int) -> list[StepSlice]:
-        """The micro-batches of this rank in that step (0-based): `accumulate` slices of `micro_batch` samples."""
+        """The micro-batches of this rank in that step (0-based): slices of `micro_batch` samples."""
         b = self.micro_batch
         slices = []
-        for micro in range(self.accumulate):
-            first = (self.rank * self.accumulate + micro) * b
+        for number in self.mine:
+            first = number * b
             at = step * self.global_batch + first
             slices.append(StepSlice(self._stream(at, at + b), step_draws(self.seed, step, first, b)))
         return slices

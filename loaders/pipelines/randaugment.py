@@ -54,6 +54,21 @@ def _apply(image: Image.Image, name: str, strength: float, sign: int) -> Image.I
     return ImageOps.equalize(image) if name == "equalize" else image
 
 
+def warp_reflected(image: Image.Image, matrix: Sequence[float]) -> Image.Image:
+    """As `warp`; what lies outside is the mirror image, in which the border pixels are not repeated."""
+    a, b, c, d, e, f = matrix
+    width, height = image.size
+    across = [a * x + b * y + c for x in (0, width) for y in (0, height)]
+    down = [d * x + e * y + f for x in (0, width) for y in (0, height)]
+    reach = math.ceil(max(0, -min(across), -min(down), max(across) - width, max(down) - height)) + 1
+    pixels = np.asarray(image)
+    padded = np.pad(pixels, [(reach, reach)] * 2 + [(0, 0)] * (pixels.ndim - 2), mode="reflect")
+    shifted = (a, b, c + reach, d, e, f + reach)
+    return Image.fromarray(padded).transform(
+        (width, height), Image.Transform.AFFINE, shifted, Image.Resampling.BILINEAR
+    )
+
+
 def warp(image: Image.Image, matrix: Sequence[float], fill: int) -> Image.Image:
     """Bilinear affine warp of an RGB or float image: output pixel (x, y) comes from (a x + b y + c, d x + e y + f).
 

@@ -1,6 +1,6 @@
 """What happens to an image between its bytes and the network: one description that drives DALI and the host alike.
 
-window of the displayed image → resize to (size, size), bilinear with antialiasing → flip → RandAugment or affine →
+window of the displayed image → resize to (size, size) → flip → RandAugment or affine →
 (x / 255 - mean) / std, with 65535 for gray of 16 bits. Windows, flips and matrices are computed here, in NumPy, from
 the plan's uniform numbers, so an augmented sample does not depend on the pipeline, the number of ranks, or a restart.
 
@@ -9,7 +9,9 @@ Columns of the draws: 0–19 area and aspect ratio of the ten attempts of a rand
 translation; 27–38 operation and sign of up to six RandAugment operations (alternating); 39 free.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +21,9 @@ Channels = tuple[float, float, float]
 """A value for red, green and blue."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-KINDS = ("random_resized_crop", "random_crop", "center_crop", "resize", "xray")
+KINDS = ("random_resized_crop", "random_crop", "random_short_crop", "center_crop", "resize", "xray")
+OUTSIDE = ("black", "reflect")
+DOWNSCALE = ("linear", "area")
 RANDAUGMENT_OPS = (
     "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color", "contrast",
     "sharpness", "posterize", "solarize", "auto_contrast", "equalize",
@@ -30,7 +34,7 @@ _POSITION, _FLIP, _ROTATION, _SCALE, _SHIFT, _RANDAUGMENT, _LAST = 20, 22, 23, 2
 
 @dataclass(frozen=True)
 class Affine:
-    """Ranges of a random similarity transform about the image centre; what lies outside is black."""
+    """Ranges of a random similarity transform about the image centre."""
 
     rotation: float = 45.0
     """Degrees; the angle is uniform in ±rotation."""
@@ -38,6 +42,13 @@ class Affine:
     """Uniform range of magnification."""
     translate: float = 0.15
     """Fraction of the size; each axis is uniform in ±translate."""
+    outside: str = "black"
+    """What lies outside the image: `black`, or `reflect`: its mirror image, in which the border pixels are not
+    repeated (NumPy's reflect, OpenCV's BORDER_REFLECT_101)."""
+
+    def __post_init__(self) -> None:
+        if self.outside not in OUTSIDE:
+            raise UserError(f"unknown outside {self.outside!r}; there are {', '.join(OUTSIDE)}")
 
 
 @dataclass(frozen=True)
@@ -46,12 +57,12 @@ class Transform:
 
     kind: str
     """The window: `random_resized_crop` (torchvision's), `random_crop` (resize to a square of side `resize`, crop
-    `size` at random), `center_crop` (short side to `resize`, crop the centre), `resize` (the whole image, aspect
-    not kept), `xray` (the centre square, in gray)."""
+    `size` at random), `random_short_crop` (short side to `resize`, crop `size` at random), `center_crop` (short side
+    to `resize`, crop the centre), `resize` (the whole image, aspect not kept), `xray` (the centre square, in gray)."""
     size: int
     """Side of the output in pixels."""
     resize: int | None = None
-    """Side before the crop in pixels, for `random_crop` and `center_crop`; default: `size`."""
+    """Side before the crop in pixels, for `random_crop`, `random_short_crop` and `center_crop`; default: `size`."""
     scale: tuple[float, float] = (0.08, 1.0)
     """Range of the fraction of the area, for `random_resized_crop`."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -66,10 +77,15 @@ class Transform:
     """Random rotation, scale and translation, or none."""
     randaugment: tuple[int, int] | None = None
     """(N, M): N operations per image, 1 to 6, of magnitude M in 0..30; or none."""
+    downscale: str = "linear"
+    """How a window of at least `size` pixels a side becomes smaller: `linear`, with antialiasing, or `area`: means over
+    areas, as OpenCV's INTER_AREA. Smaller windows are enlarged bilinearly."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UserError(f"unknown transform {self.kind!r}; there are {', '.join(KINDS)}")
+        if self.downscale not in DOWNSCALE:
+            raise UserError(f"unknown downscale {self.downscale!r}; there are {', '.join(DOWNSCALE)}")
         if self.size < 1 or self.before_crop < self.size:
             raise UserError(f"cannot crop {self.size} pixels out of {self.before_crop}")
         if not 0 < self.scale[0] <= self.scale[1] or not 0 < self.ratio[0] <= self.ratio[1]:
@@ -89,11 +105,29 @@ class Transform:
         """Whether one channel is repeated to three, as the protocol has it for X-rays; colour becomes gray."""
         return self.kind == "xray"
 
+    def normalization(self, white: float) -> tuple[np.ndarray, np.ndarray]:
+        """What to multiply a pixel of 0..white by, and what to add then: two of (3,) float32."""
+        mean, std = np.array(self.mean), np.array(self.std)
+        return (1 / (white * std)).astype(np.float32), (-mean / std).astype(np.float32)
+
     @property
     def random(self) -> bool:
         """Whether the draws matter."""
-        crops = self.kind in ("random_resized_crop", "random_crop")
-        return crops or self.flip or self.affine is not None or self.randaugment is not None
+        return self.kind.startswith("random_") or self.flip or self.affine is not None or self.randaugment is not None
+
+
+_FIXED = ("kind", "size", "resize", "mean", "std", "downscale")
+
+
+def as_fields(transform: Transform) -> dict[str, Any]:
+    """An evaluation transform, nothing random, as JSON can have it."""
+    return {name: getattr(transform, name) for name in _FIXED}
+
+
+def from_fields(fields: Mapping[str, Any]) -> Transform:
+    """What `as_fields` made this of, also by way of JSON."""
+    mean, std = ((float(r), float(g), float(b)) for r, g, b in (fields["mean"], fields["std"]))
+    return Transform(**{name: fields[name] for name in _FIXED} | {"mean": mean, "std": std})
 
 
 def natural_train(size: int = 224, randaugment: tuple[int, int] | None = None) -> Transform:
@@ -143,11 +177,16 @@ def windows(transform: Transform, sizes: np.ndarray, draws: np.ndarray) -> np.nd
         at = np.floor(draws[:, _POSITION : _POSITION + 2] * (spare + 1)) / transform.before_crop
         part = transform.size / transform.before_crop
         return np.stack([at[:, 0] * height, at[:, 1] * width, part * height, part * width], axis=1)
-    if transform.kind == "center_crop":
+    if transform.kind in ("center_crop", "random_short_crop"):
         short = np.minimum(height, width)
         rows = np.floor(transform.before_crop * height / short)  # the resized image, as torchvision rounds it
         columns = np.floor(transform.before_crop * width / short)
-        top, left = np.rint((rows - transform.size) / 2), np.rint((columns - transform.size) / 2)
+        spare_rows, spare_columns = rows - transform.size, columns - transform.size
+        if transform.kind == "center_crop":
+            top, left = np.rint(spare_rows / 2), np.rint(spare_columns / 2)
+        else:
+            top = np.floor(draws[:, _POSITION] * (spare_rows + 1))
+            left = np.floor(draws[:, _POSITION + 1] * (spare_columns + 1))
         down, right = height / rows, width / columns
         return np.stack([top * down, left * right, transform.size * down, transform.size * right], axis=1)
     if transform.kind == "xray":
@@ -185,7 +224,7 @@ def regions(transform: Transform, window: np.ndarray, sizes: np.ndarray) -> np.n
     Where the crop comes after a resize, the filter reads a little beyond the window: its reach is added.
     """
     lo, hi = np.floor(window[:, :2]), np.ceil(window[:, :2] + window[:, 2:])
-    if transform.kind in ("random_crop", "center_crop"):
+    if transform.kind in ("random_crop", "random_short_crop", "center_crop"):
         reach = np.ceil(np.maximum(window[:, 2:] / transform.size, 1)) + 1
         lo, hi = np.maximum(lo - reach, 0), hi + reach
     hi = np.minimum(hi, sizes)

@@ -10,13 +10,14 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from loaders.errors import UserError
-from loaders.sources.images import Checked, check_image
-from loaders.sources.listing import Item
+from loaders.errors import SystemRefusal, UserError, in_words, is_passing
+from loaders.sources.images import Checked, check_image, encode_image
+from loaders.sources.listing import Decoding, Item
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-_CHUNK = 32  # images per task of a worker
+_CHUNK = 32  # images per task of a worker, at most
+_SHARE = 8  # tasks of each worker, at least: the last ones end at about the same time
 _AHEAD = 3  # tasks in flight per worker
 
 
@@ -26,9 +27,10 @@ def check_items(
 ) -> Iterator[Iterator[Checked | str]]:
     """For each item the checked image, or the reason why it cannot be used; `workers` 0 decodes in this process.
 
-    UserError when a worker is killed.
+    UserError when a worker is killed, or where the state of the machine keeps a file from being read.
     """
-    chunks = (items[i : i + _CHUNK] for i in range(0, len(items), _CHUNK))
+    size = max(1, min(_CHUNK, len(items) // (_SHARE * max(workers, 1))))
+    chunks = (items[i : i + size] for i in range(0, len(items), size))
     if not workers:
         yield (result for chunk in chunks for result in _Check(resize, quality)(chunk))
         return
@@ -78,6 +80,10 @@ class _Check:
 
 def _check(item: Item, resize: int | None, quality: int) -> Checked | str:
     try:
+        if isinstance(item.reader, Decoding):
+            return encode_image(item.reader.image(), resize)
         return check_image(item.reader.read(), resize, quality)
     except (OSError, ValueError) as error:
-        return str(error)
+        if isinstance(error, OSError) and is_passing(error):
+            raise SystemRefusal(f"{item.key} cannot be read: {in_words(error)}; the same command goes on") from error
+        return in_words(error)

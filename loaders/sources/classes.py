@@ -1,6 +1,7 @@
 """From names of files and labels to classes: what all kinds of sources share."""
 
 import glob
+import math
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -8,20 +9,28 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from loaders.errors import UserError
-from loaders.sources.listing import Table
+from loaders.errors import UserError, in_words
+from loaders.sources.listing import UNKNOWN, Table
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2"))
+_NO_TEXT = re.compile(r"[\udc80-\udcff]")  # what stands for bytes that are no UTF-8
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 _BETWEEN = re.compile(r"[\s,;|\[\]()]+")  # what stands between numbers of a list
 _MISSING = frozenset(("", "nan", "+nan", "-nan", "<na>", "null"))
 _MISSING_AMONG_NUMBERS = frozenset(("na", "n/a", "none", "nil", "missing", "unknown", "-", "?", "."))
+_MOST_FILES = 100_000  # of a pattern with ranges
 _MOST_CLASSES = 1_000_000  # a greater class number is some other number: every class up to it would get a name
 
 
 def expand(source: str) -> list[str]:
-    """The files that a path or a pattern names, sorted: `*`, `?`, `[…]` as in a shell, `{000..146}` for a range."""
+    """The files that a path or a pattern names, sorted: `*`, `?`, `[…]` as in a shell, `{000..146}` for a range.
+
+    UserError for ranges of more than 100,000 files together.
+    """
+    many = math.prod(max(int(last) - int(first) + 1, 0) for first, last in _RANGE.findall(source))
+    if many > _MOST_FILES:
+        raise UserError(f"{source} stands for {many:,} files; up to {_MOST_FILES:,} are possible: write smaller ranges")
     ranges = _RANGE.search(source)
     if ranges:
         first, last = ranges.groups()
@@ -43,9 +52,8 @@ def _check_readable(pattern: str) -> None:
             try:
                 os.scandir(folder).close()
             except OSError as error:
-                raise UserError(
-                    f"the folder {folder} cannot be read: {error.strerror}; {pattern} may miss files"
-                ) from error
+                said = in_words(error, folder)
+                raise UserError(f"the folder {folder} cannot be read: {said}; {pattern} may miss files") from error
 
 
 def is_image_name(name: str) -> bool:
@@ -67,6 +75,8 @@ def check_label(label: object) -> int | str:
         label = label.strip()
         if label.lower() in _MISSING:
             raise ValueError(f"the label is missing: {label!r}" if label else "the label is empty")
+        if _NO_TEXT.search(label):
+            raise ValueError(f"the label is {label!r}, no UTF-8; convert it, such as iconv -f latin1 -t utf-8")
         if not label.isprintable():
             raise ValueError(f"the label is {label!r}; a class number or name, in one line of text, is expected")
         words = [word for word in _BETWEEN.split(label) if word]
@@ -83,6 +93,20 @@ def check_label(label: object) -> int | str:
     if isinstance(number, float) and not number.is_integer():
         raise ValueError(f"the label is {label}, no whole number; a class number or name is expected")
     return label if isinstance(label, int | str) else int(label)
+
+
+def check_known(text: str) -> float:
+    """What a table says of one label among several: 1 or 0, NaN for unknown, which is nothing, -1 or nan.
+
+    ValueError with the reason for anything else.
+    """
+    found = text.strip()
+    if found.lower() in _MISSING:
+        return math.nan
+    value = float(found) if _NUMBER.fullmatch(found) else math.inf
+    if value not in (0, 1, -1):
+        raise ValueError(f"{text!r} is no label; expected 1, 0, or nothing (also -1) for unknown")
+    return math.nan if value == -1 else value
 
 
 def as_meant(labels: Sequence[int | str], source: str) -> list[int] | list[str]:
@@ -123,7 +147,7 @@ def with_classes(
     else:
         names = sorted({str(label) for label in labels})
     place = {name: number for number, name in enumerate(names)}
-    rank = np.array([place[str(label)] for label in labels])
+    rank = np.array([*(place[str(label)] for label in labels), UNKNOWN])  # which stays what it is
     return table.take(slice(None), rank[table.labels]), tuple(names)
 
 

@@ -1,17 +1,22 @@
 """Which folder is the class of an image: what folders, tars and databases of CLASS/FILE share."""
 
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from loaders.errors import UserError, shorten
+from loaders.errors import UserError, in_words, shorten, unknown
 from loaders.sources.classes import is_image_name, with_classes
-from loaders.sources.listing import Listing, Reader, TableBuilder
+from loaders.sources.listing import UNKNOWN, Listing, Reader, TableBuilder
+from loaders.sources.names import as_text
 
-SETTINGS = {
+LEVEL = {
     "level": "which folder is the class: 1, the first below SOURCE or --under (default); 2, …; last, the image's own"
 }
+LABELS = ("folders", "none")
+SETTINGS = LEVEL | {"labels": "folders (default); none: images without labels, in any folders, to predict on"}
 # Beside hidden ones: what notebooks, network drives, archivers and operating systems leave in folders of people.
 _SYSTEM = frozenset(
     name.lower()
@@ -42,6 +47,28 @@ def is_hidden(name: str) -> bool:
     return any(
         part.lower() in _SYSTEM or (part.startswith(".") and part not in (".", "..")) for part in name.split("/")
     )
+
+
+def files_below(root: Path) -> Iterator[tuple[str, str, int, int]]:
+    """What a folder holds, as `classes_from_folders` takes it: path within it, folder, offset, size. UserError for a
+    folder that cannot be read, or that is linked in itself."""
+
+    def stop(error: OSError) -> None:
+        if not is_hidden(os.path.relpath(error.filename, root)):
+            raise UserError(f"the folder {error.filename} cannot be read: {in_words(error, error.filename)}")
+
+    for folder, folders, names in os.walk(root, onerror=stop, followlinks=True):
+        folders.sort()
+        inside = Path(folder).relative_to(root).as_posix()
+        if inside != ".":
+            yield f"{inside}/", folder, 0, -1
+        real = os.path.realpath(folder)
+        for name in folders:
+            path = os.path.join(folder, name)
+            if os.path.islink(path) and f"{real}/".startswith(f"{os.path.realpath(path)}/"):
+                raise UserError(f"{path} is a link to a folder that holds it; take it away")
+        for name in names:
+            yield (name if inside == "." else f"{inside}/{name}"), folder, 0, -1
 
 
 def find_classes(counts: Mapping[str, int], source: str, level: str | None = None) -> Classes:
@@ -89,6 +116,9 @@ def classes_from_folders(
     counted and left out.
     """
     builder = TableBuilder(reader)
+    settings = settings or {}
+    if (labels := settings.get("labels", LABELS[0])) not in LABELS:
+        raise unknown("value of --set labels", labels, LABELS)
     root = under.strip("/") if under else ""
     counts: dict[str, int] = {}  # images of each folder, in the order in which they are met
     number: dict[str, int] = {}
@@ -96,7 +126,8 @@ def classes_from_folders(
     hidden: list[str] = []
     elsewhere: set[str] = set()  # folders with images that --under leaves out
     all_folders: list[str] = []
-    for whole, place, offset, size in files:
+    for raw, place, offset, size in files:
+        whole = as_text(raw)
         if root and not whole.startswith(f"{root}/"):
             if is_image_name(whole) and not is_hidden(whole):
                 elsewhere.add(whole.rpartition("/")[0].rpartition("/")[0])
@@ -114,23 +145,26 @@ def classes_from_folders(
             builder.add(name, number.setdefault(folder, len(number)), place, offset, size)
     if not counts:
         _raise_empty(source, under, sorted(elsewhere - {""}), ignored, hidden)
+    skipped = [f"skipped {len(hidden):,} images in hidden or system folders, such as {hidden[0]}"] if hidden else []
+    if labels == "none":
+        table = builder.table()
+        unlabelled = table.take(slice(None), np.full(len(table), UNKNOWN))
+        return Listing(unlabelled, (), tuple(ignored), tuple(skipped))
     alone = root.rpartition("/")[2] if root and set(counts) == {""} else ""  # --under names a class
     if "" in counts and not alone:
         first = next(key for key in builder if "/" not in key)
         raise UserError(
             f"{source}: {counts['']:,} images are in no class folder, such as {f'{root}/{first}' if root else first};"
-            " expected CLASS/IMAGE.jpg, one folder per class"
+            " expected CLASS/IMAGE.jpg, one folder per class; --set labels=none takes images without labels"
         )
-    found = Classes({"": alone}, "", ()) if alone else find_classes(counts, source, (settings or {}).get("level"))
+    found = Classes({"": alone}, "", ()) if alone else find_classes(counts, source, settings.get("level"))
     rank_of: dict[str, int] = {}
     rank = np.array([rank_of.setdefault(found.of[folder], len(rank_of)) for folder in number])
     table = builder.table()
     table, class_names = with_classes(table.take(slice(None), rank[table.labels]), list(rank_of), source)
     if alone or found.wrapping:
-        table = table.renamed(f"{alone}/" if alone else "", len(found.wrapping) + 1 if found.wrapping else 0)
-    notes = list(found.notes)
-    if hidden:
-        notes.append(f"skipped {len(hidden):,} images in hidden or system folders, such as {hidden[0]}")
+        table = table.renamed(f"{alone}/" if alone else "", f"{found.wrapping}/" if found.wrapping else "")
+    notes = [*found.notes, *skipped]
     if empty := _empty_classes(all_folders, counts, found.wrapping):
         notes.append(f"warning: {len(empty):,} folders hold no images and become no class: {shorten(empty)}")
     return Listing(table, class_names, tuple(ignored), tuple(notes))
@@ -175,7 +209,7 @@ def _empty_classes(folders: Iterable[str], counts: Mapping[str, int], wrapping: 
     prefix = f"{wrapping}/" if wrapping else ""
     used = {folder[len(prefix) :].split("/")[0] for folder in counts}
     first = {folder[len(prefix) :] for folder in folders if folder.startswith(prefix)}
-    return sorted(folder for folder in first - used if "/" not in folder)
+    return sorted(folder for folder in first - used - {""} if "/" not in folder)
 
 
 def _raise_empty(source: str, under: str | None, elsewhere: list[str], ignored: list[str], hidden: list[str]) -> None:

@@ -1,16 +1,24 @@
 """What a source holds, in columns: some tens of bytes per sample besides its name, so that millions fit."""
 
+import os
+import stat
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, overload
+from typing import TYPE_CHECKING, Protocol, overload, runtime_checkable
 
 import numpy as np
 
 from loaders.errors import shorten
+from loaders.sources.names import as_name
 
 if TYPE_CHECKING:
     import hashlib
+
+    from PIL import Image
+
+UNKNOWN = -1
+"""The class number of a sample whose class is not known; in vectors of labels it is NaN."""
 
 
 class Reader(Protocol):
@@ -18,6 +26,14 @@ class Reader(Protocol):
 
     def read(self) -> bytes:
         """The encoded image. OSError or ValueError with the reason if there is none."""
+
+
+@runtime_checkable
+class Decoding(Protocol):
+    """A reader whose images are no files in a format that decoders know."""
+
+    def image(self) -> "Image.Image":
+        """The image, gray of 8 or 16 bits or RGB, which is then encoded once. Errors as of `Reader`."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +59,9 @@ class FileRange:
     """Number of bytes; -1: to the end."""
 
     def read(self) -> bytes:
-        with open(self.path, "rb") as file:
+        with open(self.path, "rb", opener=at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ValueError("it is no file, but a pipe, a socket or a device")
             file.seek(self.offset)
             data = file.read(self.size)
         if 0 <= self.size != len(data):
@@ -51,16 +69,21 @@ class FileRange:
         return data
 
 
+def at_once(path: str, flags: int) -> int:
+    """Without waiting for another end, as a pipe would have it."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 @dataclass(frozen=True)
 class Item:
     """One sample of a source."""
 
     key: str
-    """Unique name within the pack."""
+    """Unique name within the pack, in text (`as_text` of `names.py`)."""
     reader: Reader
     """Where the encoded image is."""
     label: int | tuple[float, ...]
-    """Class number, or one number per label with NaN for unknown."""
+    """Class number, `UNKNOWN` where there is none, or one number per label with NaN for unknown."""
     group: int = -1
     """Samples of one group (a patient) stay on one side of a split; -1 for none."""
 
@@ -71,13 +94,13 @@ def file_range(place: str, key: str, offset: int, size: int) -> FileRange:
 
 
 def file_in_folder(place: str, key: str, offset: int, size: int) -> FileRange:
-    """Reader of the file in the folder `place` whose name is the last part of the key."""
-    return FileRange(f"{place}/{key.rpartition('/')[2]}")
+    """Reader of the file in the folder `place` whose name is, as text, the last part of the key."""
+    return FileRange(f"{place}/{as_name(key.rpartition('/')[2])}")
 
 
 def file_below(place: str, key: str, offset: int, size: int) -> FileRange:
-    """Reader of the file whose path within the folder `place` is the key."""
-    return FileRange(f"{place}/{key}")
+    """Reader of the file whose path within the folder `place` is, as text, the key."""
+    return FileRange(f"{place}/{as_name(key)}")
 
 
 class Table(Sequence[Item]):
@@ -147,16 +170,25 @@ class Table(Sequence[Item]):
             None if self._readers is None else self._readers[chosen],
         )
 
-    def renamed(self, before: str, cut: int) -> "Table":
-        """The same rows, their keys without the first `cut` bytes and with `before` in front."""
-        keys = _text([before.encode() + key[cut:] for key in self.keys.tolist()])
+    def renamed(self, before: str, without: str) -> "Table":
+        """The same rows, their keys, which begin with `without`, beginning with `before` in its place."""
+        keys = _text([before.encode() + key[len(without.encode()) :] for key in self.keys.tolist()])
         return Table(keys, self.labels, self.groups, self._where, self._places, self._reader, self._readers)
+
+    def apart(self, places: Mapping[str, str]) -> "Table":
+        """The same rows; where keys repeat, each key with the name of its place before it, sorted anew by key."""
+        if len(np.unique(self.keys)) == len(self.keys):
+            return self
+        before = [f"{places[place]}/".encode() for place in self._places]
+        keys = [before[place] + key for place, key in zip(self._where[0].tolist(), self.keys.tolist(), strict=True)]
+        named = Table(_text(keys), self.labels, self.groups, self._where, self._places, self._reader, self._readers)
+        return named.take(np.argsort(named.keys, kind="stable"))
 
     def fingerprint(self, digest: "hashlib._Hash") -> None:
         """Feed what identifies the samples to a hash: names, labels, groups, places."""
         for column in (self.keys, self.labels, self.groups, *self._where):
             digest.update(np.ascontiguousarray(column).data if column.size else b"")
-        digest.update("\0".join(self._places).encode())
+        digest.update("\0".join(self._places).encode(errors="surrogateescape"))
 
 
 class TableBuilder:
@@ -225,6 +257,8 @@ class Listing:
     """Files that were found and are not images."""
     notes: tuple[str, ...] = ()
     """What whoever packs this should know."""
+    private: frozenset[str] | None = None
+    """Settings that name files, where neither these nor the source may be named in a pack. None: all may."""
 
     @property
     def remarks(self) -> list[str]:
@@ -239,15 +273,21 @@ class Listing:
         labels, names = self.table.labels, self.class_names
         if labels.ndim > 1 or not len(labels):
             return []
-        counts = np.bincount(labels, minlength=len(names))
+        known = labels[labels != UNKNOWN]
+        missing = [f"{len(labels) - len(known):,} images have no label"] if len(known) < len(labels) else []
+        if not len(known):
+            return missing
+        counts = np.bincount(known, minlength=len(names))
         small, large = int(counts.argmin()), int(counts.argmax())
         if len(names) == 1:
-            return [f"1 class: {names[0]}, {counts[0]:,} images", f"warning: all images are in one class, {names[0]}"]
+            one = [f"1 class: {names[0]}, {counts[0]:,} images", f"warning: all images are in one class, {names[0]}"]
+            return [*missing, *one]
         said = [
+            *missing,
             f"{len(names):,} classes: the smallest, {names[small]}, has {counts[small]:,} images,"
-            f" the largest, {names[large]}, {counts[large]:,}"
+            f" the largest, {names[large]}, {counts[large]:,}",
         ]
-        if counts[large] == len(labels):
+        if counts[large] == len(known):
             said.append(f"warning: all images are in one class, {names[large]}")
         elif counts[small] < 2:
             few = [name for name, count in zip(names, counts.tolist(), strict=True) if count < 2]

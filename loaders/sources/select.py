@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from loaders.errors import UserError, shorten
-from loaders.sources.listing import Listing
+from loaders.sources.listing import UNKNOWN, Listing
 
 PARTS = ("all", "train", "test")
 
@@ -26,7 +26,7 @@ def keep_classes(listing: Listing, names: Sequence[str]) -> Listing:
             raise UserError(f"there is no class {name!r}; {hint}")
     if len(set(names)) < len(names):
         raise UserError(f"--classes names {Counter(names).most_common(1)[0][0]!r} twice")
-    number = np.full(len(listing.class_names), -1)
+    number = np.full(len(listing.class_names) + 1, UNKNOWN)  # the last one for samples without a label
     number[[listing.class_names.index(name) for name in names]] = np.arange(len(names))
     labels = number[table.labels]
     kept = labels >= 0
@@ -40,12 +40,7 @@ def shuffled(listing: Listing) -> Listing:
 
 
 def split(listing: Listing, part: str, holdout: float) -> Listing:
-    """One side of a stratified split: `holdout` of each class is the test part, the rest the training part.
-
-    A function of keys, labels and groups alone: samples (whole groups, where there are groups) are taken in the
-    order of the SHA-256 of their names, so the split is the same on every machine, and other classes or samples
-    joining later do not reshuffle it.
-    """
+    """One side of a stratified split: `holdout` of each class is the test part, the rest the training part."""
     if part not in PARTS:
         raise UserError(f"unknown part {part!r}; there are {', '.join(PARTS)}")
     if part == "all":
@@ -53,30 +48,55 @@ def split(listing: Listing, part: str, holdout: float) -> Listing:
     if not 0 < holdout < 1:
         raise UserError(f"--holdout is {holdout}; it must be a fraction between 0 and 1")
     table = listing.table
-    grouped = table.groups != -1
-    # A unit is a group, or a sample without one.
-    alone = np.arange(len(table)) + (table.groups.max(initial=-1) + 1)
-    _, first, unit, size = np.unique(
-        np.where(grouped, table.groups, alone), return_index=True, return_inverse=True, return_counts=True
-    )
-    keys = table.keys[first].tolist()
-    groups = table.groups[first].tolist()
-    names = [
-        b"key " + key if group == -1 else f"group {group}".encode() for key, group in zip(keys, groups, strict=True)
-    ]
-    stratum = _strata(table.labels, unit, len(first))
-    in_test = np.zeros(len(first), dtype=bool)
-    order = np.lexsort((digests(names), stratum))
+    in_test = held_out(table.keys, table.labels, table.groups, holdout)
+    return replace(listing, items=table.take(np.flatnonzero(in_test == (part == "test"))))
+
+
+def held_out(keys: np.ndarray, labels: np.ndarray, groups: np.ndarray, share: float) -> np.ndarray:
+    """(n,) bool: the samples that are held out, `share` of each class.
+
+    keys (n,) bytes; labels (n,) int64 or (n, L); groups (n,) int64, -1 for none. A function of these alone: samples
+    (whole groups, where there are groups) are taken in the order of the SHA-256 of their names, so the split is the
+    same on every machine, and other classes or samples joining later do not reshuffle it.
+    """
+    unit, size, stratum, order = _units(keys, labels, groups)
+    in_test = np.zeros(len(size), dtype=bool)
     bounds = np.flatnonzero(np.diff(stratum[order], prepend=-2, append=-2))
     for lo, hi in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         members = order[lo:hi]
-        wanted, taken = holdout * int(size[members].sum()), 0
+        wanted, taken = share * int(size[members].sum()), 0
         for member, count in zip(members.tolist(), size[members].tolist(), strict=True):
             if taken + count / 2 > wanted:
                 break
             taken += count
             in_test[member] = True
-    return replace(listing, items=table.take(np.flatnonzero(in_test[unit] == (part == "test"))))
+    return in_test[unit]
+
+
+def fold_of(keys: np.ndarray, labels: np.ndarray, groups: np.ndarray, folds: int) -> np.ndarray:
+    """(n,) int64: which of `folds` each sample is in, as many groups of each class in one as in another, but for one.
+
+    Columns as for `held_out`, and like there a function of these alone; whole groups.
+    """
+    unit, size, _, order = _units(keys, labels, groups)
+    found = np.empty(len(size), dtype=np.int64)
+    found[order] = np.arange(len(size)) % folds  # class after class, so that small classes do not meet in one fold
+    return found[unit]
+
+
+def _units(keys: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, ...]:
+    """What stays together, a group, or a sample without one: (n,) the unit of each sample; then, of each unit, its
+    size and stratum; and the units, stratum after stratum, each in the order of the SHA-256 of their names."""
+    alone = np.arange(len(keys)) + (groups.max(initial=-1) + 1)
+    _, first, unit, size = np.unique(
+        np.where(groups != -1, groups, alone), return_index=True, return_inverse=True, return_counts=True
+    )
+    names = [
+        b"key " + key if group == -1 else f"group {group}".encode()
+        for key, group in zip(keys[first].tolist(), groups[first].tolist(), strict=True)
+    ]
+    stratum = _strata(labels, unit, len(first))
+    return unit, size, stratum, np.lexsort((digests(names), stratum))
 
 
 def digests(names: Sequence[bytes]) -> np.ndarray:

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from bench import kernel
+from bench.measured import adamw, norm, timing
 from bench.measured import kernel as measured
-from bench.measured import norm, timing
 from engine import compiled
 
 SMALL = "R8x0.25-8px"
@@ -22,6 +22,19 @@ def test_the_record(tmp_path, capsys):
         assert rate["gb_per_s"] == pytest.approx(20 * report["parameters"] / milliseconds * 1e3 / 1e9)
         assert rate["of_bound"] == pytest.approx(report["bound_milliseconds"] / milliseconds)
     assert measured.PEER in capsys.readouterr().out
+
+
+def test_separate_tensors_take_the_same_steps():
+    """A step over tensors of their own leaves the parameters that a step over flat ones leaves."""
+    found = []
+    for separate in (False, True):
+        subject = measured.Subject.build(SMALL, torch.device("cpu"), separate)
+        subject.restore()
+        buffers = {p.untyped_storage().data_ptr() for p in subject.params}
+        assert len(buffers) == (len(subject.params) if separate else 1)
+        measured.variants(subject)["AgcSgd foreach"]()
+        found.append([p.detach().clone() for p in subject.params])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_the_bound_is_twenty_bytes_at_the_rate_of_a_copy_of_eight():
@@ -52,9 +65,53 @@ def test_the_peers_are_worth_comparing_with():
     assert (results[measured.PEER] - loop).norm() > 0.1 * loop.norm()
 
 
+@pytest.mark.parametrize("separate", [False, True])
+def test_the_record_of_adamw(tmp_path, capsys, separate):
+    words = ["--op", "agc_adamw", "--model", SMALL, "--device", "cpu", "--repeats", "2", "--json"]
+    kernel.main([*words, str(tmp_path / "result.json"), *(["--separate"] if separate else [])])
+    report = json.loads((tmp_path / "result.json").read_text())
+    median = {name: times["median"] for name, times in report["milliseconds"].items()}
+    assert report["ratios"] == pytest.approx(
+        {name: value / median[adamw.PEER] for name, value in median.items() if name != measured.COPY}
+    )
+    for name, share in report["of_bound"].items():
+        moved = report["bytes_per_parameter"][name]
+        assert share == pytest.approx(moved / 8 * median[measured.COPY] / median[name])
+        assert report["gb_per_s"][name] == pytest.approx(moved * report["parameters"] / median[name] / 1e6)
+    assert report["bytes_per_parameter"][adamw.PEER] == 28
+    assert adamw.PEER in capsys.readouterr().out
+
+
+def test_the_peers_of_adamw_do_the_same():
+    """Three steps of all that clip, and of all that do not; the first by itself goes equally far with any gradient."""
+    pytest.importorskip("timm", reason="timm, a peer, is not installed")
+    if not compiled.loaded():
+        pytest.skip("the extension is not built")
+    moved = {}
+    for name in adamw.variants(measured.Subject.build(SMALL, torch.device("cpu"))):
+        subject = measured.Subject.build(SMALL, torch.device("cpu"))
+        start, (step, _) = subject.flat.values.clone(), adamw.variants(subject)[name]
+        for seed, size in enumerate((1e-4, 10.0, 0.1)):
+            subject.gradients.copy_(size * torch.randn(start.shape, generator=torch.Generator().manual_seed(seed)))
+            subject.restore()
+            step()
+        moved[name] = subject.flat.values - start
+    del moved[measured.COPY]
+    for name, found in moved.items():
+        expected = moved[adamw.PEER if "no clipping" in name else adamw.APART]
+        assert (found - expected).norm() < 1e-2 * expected.norm(), name
+    assert (moved[adamw.PEER] - moved[adamw.APART]).norm() > 0.1 * moved[adamw.APART].norm()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["--model", "R50x9"], "no network is called 'R50x9'"), (["--device", "cuda"], "no GPU is visible")],
+    [
+        (["--model", "R50x9"], "no network is called 'R50x9'"),
+        (["--device", "cuda"], "no GPU is visible"),
+        (["--op", "group_norm_relu", "--device", "cuda"], "no GPU is visible"),
+        (["--compiled"], "--compiled is for --op group_norm_relu"),
+        (["--op", "group_norm_relu", "--separate"], "--separate is for --op agc_sgd or agc_adamw"),
+    ],
 )
 def test_bad_requests(words, message, capsys):
     if "cuda" in words and torch.cuda.is_available():
@@ -70,16 +127,11 @@ def test_group_norm_at_the_shapes_of_a_network():
     assert sum(norm.shapes("R50x1", 224).values()) == 3 * 16 + 1
     if not compiled.loaded():
         pytest.skip("engine._C is not built: python setup.py build_ext --inplace")
-    report = norm.run(SMALL, 2, size=8, batch=2)
+    report = norm.run(SMALL, 2, torch.device("cpu"), size=8, batch=2)
     assert {fact["shape"] for fact in report["shapes"]} == {f"{c}x{s}x{s}" for c, s in norm.shapes(SMALL, 8)}
+    shapes = [tuple(map(int, fact["shape"].split("x")[:2])) for fact in report["shapes"]]
+    assert shapes == sorted(shapes, key=lambda shape: (-shape[1], shape[0]))  # as they come in the network
     for fact in report["shapes"]:
         ours, theirs = (report["milliseconds"][f"{fact['shape']} {name}"]["median"] for name in (norm.OURS, norm.PEER))
         assert fact["speedup"] == pytest.approx(theirs / ours)
     assert "geometric mean" in norm.show(report)
-
-
-def test_group_norm_has_no_kernel_for_gpus(capsys):
-    with pytest.raises(SystemExit) as stop:
-        kernel.main(["--op", "group_norm_relu", "--device", "cuda"])
-    assert stop.value.code == 2
-    assert "the operator is for the CPU" in capsys.readouterr().err

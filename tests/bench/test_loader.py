@@ -4,9 +4,10 @@ import pytest
 
 from bench import loader
 from bench.measured import pack_index
-from bench.peers import turns
+from bench.peers import loaders, turns
 from bench.peers import xray as loader_xray
 from loaders.packs.shard import Pack
+from loaders.pipelines.transform import natural_train
 from tests.support.pictures import folder
 
 
@@ -45,10 +46,32 @@ def test_x_rays_beside_torchxrayvision(tmp_path, capsys):
     assert set(result["loaders"]) == {turns.HOST, loader_xray.NAME}
 
 
-def test_what_cannot_be_measured(tmp_path, capsys):
+def test_every_loader_brings_its_images_to_the_device(tmp_path, monkeypatch):
+    """Ours as bytes; the others' floats are taken there by the bench. `meta` stands for a GPU."""
+    folder(tmp_path / "images", height=60, width=60)
+    how = {"batch": 4, "threads": 1, "transform": natural_train(loaders.SIZE), "device": "meta"}
+    material = loaders.prepare(str(tmp_path / "images"), tmp_path, None, 95, **how)
+    names = {name: loaders.loaders()[name] for name in (turns.HOST, "torchvision DataLoader")}
+    seen, timed = [], turns._time
+
+    def looked_at(stream, *numbers):
+        seen.append(next(stream).device.type)
+        return timed(stream, *numbers)
+
+    monkeypatch.setattr(turns, "_time", looked_at)
+    done = turns.measure(material, names, 1, 1, 1, cold=False)
+    assert seen == ["meta"] * 2
+    assert all(len(one.rates) == 1 for one in done.values())
+
+
+def test_what_cannot_be_measured(tmp_path, capsys, monkeypatch):
     assert loader.main([str(tmp_path / "absent"), "--only", "host"]) == 2
     assert loader.main([str(tmp_path), "--only", "nobody"]) == 2
     assert capsys.readouterr().err.count("error: ") == 2
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for words in (["--device", "cuda"], ["--decode", "gpu"], ["--decode", "mixed"]):
+        assert loader.main([str(tmp_path), *words, "--only", "host"]) == 2
+        assert "GPU" in capsys.readouterr().err
     for word in ("--batch", "--threads", "--turns", "--batches"):
         assert loader.main([str(tmp_path), word, "0"]) == 2
         assert capsys.readouterr().err.startswith("error: ")

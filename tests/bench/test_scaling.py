@@ -76,12 +76,12 @@ def profile(**change):
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["--gpus", "0"], "1 or more"),
-        (["--gpus", "-4"], "1 or more"),
+        (["--gpus", "0"], "1 to 1,000,000,000"),
+        (["--gpus", "-4"], "1 to 1,000,000,000"),
         (["--gpus", "5000"], "3,744"),
         (["--cluster", "juwels"], "did you mean juwels_booster"),
         (["--model", "R50x2"], "R50x1"),
-        (["--batch", "0"], "more than 0"),
+        (["--batch", "0"], "1 to 1,000,000,000"),
         (["--precision", "int8"], "bf16"),
         (["--profile", "absent.yaml"], "absent.yaml"),
         (["--profile", profile(images_per_second=-5)], "images_per_second is -5"),

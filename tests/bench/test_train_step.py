@@ -1,16 +1,19 @@
 """One process's training step: what it reports, on what counts it rests, and that timing does not change training."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from bench import train_step
-from bench.measured import step, training
+from bench.measured import compared, step, training
 from bench.measured.training import Setup
+from bench.peers import steps
 from engine.comm.communicator import Communicator
 from engine.comm.launch import Launch
-from engine.network import bit, family
+from engine.network import bit, family, norm
+from loaders.errors import UserError
 
 SMALL = ["--model", "R8x0.25-8px", "--size", "8", "--batch", "4", "--warmup", "1", "--steps", "2", "--repeats", "3",
          "--device", "cpu"]  # fmt: skip
@@ -107,3 +110,63 @@ def test_on_a_gpu(capsys, tmp_path):
     assert result["peak_memory_gib"]["gpu"] > 0.1
     assert 0 < result["mfu_percent"] < 100
     assert sum(result["measured"]["share_percent"].values()) == pytest.approx(100)
+
+
+def test_each_switch_of_the_step_can_be_turned(tmp_path, capsys):
+    record, trace = tmp_path / "record.json", tmp_path / "trace.json"
+    train_step.main([*SMALL, "--ablate", "--precision", "bf16", "--json", str(record), "--trace", str(trace)])
+    found, said = json.loads(record.read_text()), capsys.readouterr().out
+    assert set(found["images_per_second"]) == {"ours", *compared.ABLATIONS}
+    for name, ratio in found["ours_over"].items():
+        assert name in said
+        assert ratio["low"] <= ratio["median"] <= ratio["high"]
+        assert ratio["n"] == 3
+        assert sum(found["breakdown_percent"][name].values()) == pytest.approx(100)
+    assert found["breakdown_percent"]["ours"]["convolution"] > 0
+    assert any("conv" in event.get("name", "") for event in json.loads(trace.read_text())["traceEvents"])
+    assert norm.fits.__name__ == "fits"  # as before
+    assert torch.get_deterministic_debug_mode() == 0
+
+
+def test_steps_of_others_train():
+    """The compiled one is the eager one, and takes a minute to compile."""
+    setup = Setup("R50x1", batch=2, precision="bf16", device="cpu", size=32, num_classes=5)
+    batch = training.images(range(2), setup, torch.device("cpu"))
+    models = []
+
+    def note(model, *_):
+        if isinstance(model, torch.nn.Module) and model not in models:
+            models.append(model)
+
+    found = steps.steps("R50x1", 5, "bf16", torch.channels_last, batch.images, batch.labels)
+    assert set(found) == {steps.EAGER, steps.COMPILED, steps.BATCH_NORM}
+    for name in (steps.EAGER, steps.BATCH_NORM):
+        hook = torch.nn.modules.module.register_module_forward_hook(note)
+        models.clear()
+        found[name]()
+        hook.remove()
+        network = models[-1]  # the whole ends last
+        before = [p.detach().clone() for p in network.parameters()]
+        found[name]()
+        assert all(p.grad.isfinite().all() for p in network.parameters())
+        assert sum(not torch.equal(p, b) for p, b in zip(network.parameters(), before, strict=True)) > 100
+
+
+def test_a_network_without_counterpart_is_said():
+    with pytest.raises(UserError, match="--peers: .* counterpart of R8x0.25-8px"):
+        compared.run(Setup("R8x0.25-8px", batch=1, precision="fp32", device="cpu", size=8), "peers", 1, 0)
+
+
+def test_laps_of_a_gpu_are_seconds_as_those_of_the_host_are():
+    """Of a GPU by events, which tell milliseconds."""
+    watch = training.Stopwatch(torch.device("cpu"))
+    assert watch._between(2.0, 2.25) == 0.25
+    watch._gpu = True
+    assert watch._between(SimpleNamespace(elapsed_time=lambda end: {"the end": 1500.0}[end]), "the end") == 1.5
+
+
+def test_memory_is_told_in_gib(monkeypatch):
+    monkeypatch.setattr(step.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=5 * 2**19))  # KiB
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**30)
+    assert step._peak_memory(torch.device("cpu")) == {"host": 2.5}
+    assert step._peak_memory(torch.device("cuda")) == {"host": 2.5, "gpu": 3.0}

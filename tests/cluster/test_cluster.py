@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from engine.comm.launch import expand_hosts
-from engine.training import checkpoint
+from engine.saving import checkpoint
 from tests.conftest import ROOT
 from tests.jobs.test_submit import all_scripts
 
@@ -25,6 +25,22 @@ if os.environ.get("SLURM_STEP_NUM_TASKS") and not os.environ.get("SLURM_RESTART_
     whole = Trainer.train_step
     def train_step(self, micro_batches):
         time.sleep(0.2)
+        whole(self, micro_batches)
+    Trainer.train_step = train_step
+"""
+
+
+# All tasks of the first step of a job crash, together, at its 12th training step.
+CRASHES = """
+import os, pathlib
+mark = pathlib.Path(__file__).with_name("crashed")
+if os.environ.get("SLURM_STEP_NUM_TASKS") and not mark.exists():
+    from engine.training.trainer import Trainer
+    whole = Trainer.train_step
+    def train_step(self, micro_batches):
+        if self.step == 12:
+            mark.touch()
+            os._exit(9)
         whole(self, micro_batches)
     Trainer.train_step = train_step
 """
@@ -129,6 +145,21 @@ def test_a_job_at_its_time_limit_requeues_itself_and_finishes(cluster, near_its_
     assert steps == list(range(10, LIMIT_STEPS + 1, 10))  # none lost, none twice
 
 
+def test_a_job_starts_again_what_crashed(cluster, site, digits):
+    """Within its time, as another step of the same job."""
+    folder = cluster.folder / "crashing"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(CRASHES)
+    words = ["demo", "--nodes", "2", "--restarts", "2", "--name", "crashing", *packs(digits), *SHORT]
+    job = submit(cluster, site, *words, "train.checkpoint_every=5", env={"PYTHONPATH": f"{folder}:{ROOT}"})
+    assert cluster.wait(job, 120) == "COMPLETED", output(cluster, job)
+    said = output(cluster, job)
+    assert "start 1 ended with code 9" in said
+    assert re.search(r"supervise .*: start 2, from step (5|10)\n", said) and "goes on from" in said
+    assert "the work is done" in said
+    assert checkpoint.find(cluster.folder / "runs" / "crashing").name == "step-00000020"
+
+
 def test_slurm_takes_all_scripts(cluster, site, tmp_path):
     for name, text in all_scripts("--cluster", site).items():
         path = tmp_path / name
@@ -154,3 +185,25 @@ def test_node_lists_are_expanded_as_slurm_does(cluster):
         assert list(expand_hosts(nodes)) == cluster.command("scontrol", "show", "hostnames", nodes).stdout.split(), (
             nodes
         )
+
+
+NASTY = ["my run", "a #b", "it's", 'say "x"', "back\\slash", "$HOME", "$(id)", "`id`", "a;b&c|d", "*?[x]", "~", "é→漢",
+         "-x", "--exclusive", "%j%x", "# --- filled in", "# --- end", "!", "a=b", "(x)", "x\\"]  # fmt: skip
+
+
+def test_words_of_a_job_are_what_was_typed(cluster, site, digits):
+    """Names and comments of any signs, and random ones: as Slurm then shows the job, and as bash reads the script."""
+    draw = random.Random(0)
+    signs = [chr(code) for code in range(33, 127) if chr(code) != "/"]
+    random_ones = ["".join(draw.choices([*signs, " "], k=12)).strip().replace("${", "$") for _ in range(20)]
+    for name in [*NASTY, *random_ones]:
+        words = ["--sbatch=--hold", f"--sbatch=--comment=c {name}", f"--name={name}", f"--account={name}"]
+        job = submit(cluster, site, "demo", *words, *packs(digits), f"name={name.replace('$', '')}x")
+        shown = cluster.command("squeue", "-h", "-j", job, "-o", "%j\t%k\t%a").stdout
+        script = cluster.command("scontrol", "write", "batch_script", job, "-").stdout
+        cluster.command("scancel", job)
+        assert shown.rstrip("\n").split("\t") == [name, f"c {name}", name.lower()]
+        values = script[script.index("# --- filled in by") : script.index("\n# --- end\n")]
+        say = 'printf "%s\\n" "$NAME" "${SETTINGS[@]}"'
+        read = cluster.command("bash", "-euc", f"{values}\n{say}").stdout.splitlines()
+        assert read == [name, *packs(digits), f"name={name.replace('$', '')}x"]

@@ -1,25 +1,19 @@
 """The CUDA kernel's own code, run on a CPU thread by thread, against the CPU operator and the float64 oracle."""
 
 import ctypes
-import os
-import shutil
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.cpp_extension import include_paths
 
 from engine import compiled
 from engine.optim import ops
-from tests.support.agc_cases import SETTINGS, Bag, Oracle, assert_close, gradients
+from tests.support.agc_cases import SETTINGS, Bag, Oracle, apart, assert_close, clipped_rows, gradients
+from tests.support.emulated import Launch, emulated
 
 pytestmark = pytest.mark.skipif(
     not compiled.loaded(), reason="engine._C is not built: python setup.py build_ext --inplace"
 )
-ROOT = Path(__file__).parents[2]
-DTYPES = {None: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 SHAPES = [(3, 18432), (2, 18433), (5, 4609), (3, 2304), (9, 1152), (40, 147), (7, 64), (3, 3), (2, 1), (20000,), (70,)]
 SHAPES += [(2, 9216), (1, 4608), ()]
 EPS = 1e-10
@@ -28,44 +22,18 @@ EPS = 1e-10
 @pytest.fixture(scope="module")
 def gpu(tmp_path_factory):
     """The emulated launch: gpu(params, grads, momenta, table, lr, hyper, copies=…, blocks=…, …)."""
-    compiler = os.environ.get("CXX", "c++")
-    if shutil.which(compiler) is None:
-        pytest.skip(f"no C++ compiler {compiler}")
-    library = tmp_path_factory.mktemp("emulated") / "gpu.so"
-    includes = [f"-I{path}" for path in [ROOT / "csrc", *include_paths()]]
-    flags = ["-O1", "-std=c++20", "-shared", "-fPIC", "-ffp-contract=off"]
-    subprocess.run(
-        [compiler, *flags, *includes, ROOT / "tests" / "csrc" / "emulated_gpu.cpp", "-o", library], check=True
-    )
-    emulate = ctypes.CDLL(str(library)).emulate
-    emulate.restype = ctypes.c_char_p
+    library = emulated("agc_sgd", tmp_path_factory.mktemp("emulated"))
+    library.emulate.restype = ctypes.c_char_p
 
-    def launch(params, grads, momenta, table, lr, hyper, copies=(), amp=(None, None), blocks=3, seed=0, most=16):
-        def pointers(tensors):
-            return [t.data_ptr() for t in tensors] or [0] * len(params)
-
-        arrays = np.array([pointers(x) for x in (params, grads, momenta, copies)], dtype=np.int64).T.copy()
-        classes = np.array(table.classes, dtype=np.int64)
-        grad, copy = (DTYPES[x[0].dtype if len(x) else None] for x in (grads, copies))
+    def launch(params, grads, momenta, table, lr, hyper, copies=(), **options):
+        told = Launch.of(params, grads, [momenta], copies, table, hyper, **options)
         lr = torch.tensor([float(lr)])
-        flags = [None if x is None else ctypes.c_void_p(x.data_ptr()) for x in amp]
-        address = [ctypes.c_void_p(x.data_ptr()) for x in (table.units, lr, hyper)]
-        tables = [ctypes.c_void_p(x.ctypes.data) for x in (arrays, classes)]
-        error = emulate(
-            address[0], address[1], ctypes.c_int64(0), address[2], *flags, grad, copy, *tables, blocks, seed, most
-        )
+        error = library.emulate(ctypes.byref(told), ctypes.c_void_p(lr.data_ptr()))
         assert error is None, error
 
+    launch.prefetched = library.prefetched
+    launch.prefetched.restype = ctypes.c_int64
     return launch
-
-
-def apart(tensors, dtype, shift=0):
-    """Copies of tensors in memory of their own, `shift` elements past where an allocation begins."""
-    found = []
-    for tensor in tensors:
-        buffer = torch.empty(tensor.numel() + shift, dtype=dtype)
-        found.append(buffer[shift:].view(tensor.shape).copy_(tensor))
-    return found
 
 
 def case(shapes, dtype=torch.float32, copy_dtype=None, standardized=False, shift=0):
@@ -176,3 +144,32 @@ def test_teams_that_divide_while_others_lag(gpu, seed):
 def test_devices_with_little_shared_memory(gpu, most):
     check(gpu, *case(SHAPES, copy_dtype=torch.float32), most=most)
     check(gpu, *case([(2, 18432), (3, 3000), (5, 64)], copy_dtype=torch.float32, standardized=True), most=most)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_next_row_is_asked_for(gpu, dtype):
+    """Whole rows, all but each block's first; the emulator sees that none reaches past its row."""
+    check(gpu, *case([(6, 4608), (8, 1152)], dtype), blocks=2)
+    # Blocks of 4 warps take the long rows one by one, then 4 of the short ones at once.
+    assert gpu.prefetched() == (4 * 4608 + 8 * 1152) * (8 + dtype.itemsize)
+
+
+@pytest.mark.parametrize("shift", [1, 3])
+def test_rows_that_begin_anywhere_are_asked_for_within_their_bounds(gpu, shift):
+    check(gpu, *case(SHAPES, torch.bfloat16, shift=shift), blocks=2)
+    assert gpu.prefetched() > 0
+
+
+@pytest.mark.parametrize("standardized", [False, True])
+def test_clipped_rows_are_counted(gpu, standardized):
+    params, grads, momenta, copies, table, hyper, rows = case(SHAPES[:-4], standardized=standardized)
+    expected = clipped_rows(params, grads, [hyper[row].tolist() for row in rows])
+    counters = torch.zeros(len(table.units) + 1, dtype=torch.int32)
+    for _ in range(2):
+        start = [[x.clone() for x in tensors] for tensors in (params, momenta)]
+        gpu(start[0], grads, start[1], table, 0.1, hyper, copies, clipped=counters)
+    gpu(params, grads, momenta, table, 0.1, hyper, copies, clipped=counters, amp=(None, torch.tensor(1.0)))
+    assert counters[-1] == 2
+    found = torch.zeros(len(params), dtype=torch.int64).index_add_(0, table.owners, counters[:-1].long())
+    assert found.tolist() == [2 * number for number in expected]
+    assert 0 < sum(expected) < sum(len(p) if p.ndim > 1 else 1 for p in params)

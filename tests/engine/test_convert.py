@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine import finetune, weights
-from engine.network import bit, formats
+from engine.network import bit, conversion, formats
 from engine.network.weights import apply, load
-from engine.training import checkpoint
+from engine.saving import checkpoint
 from loaders.errors import UserError
 from tests.conftest import ROOT
 from tests.support.weight_files import CLASSES, NAME, equal, official_arrays, randomized, timm_state
@@ -246,7 +246,7 @@ def test_the_module_runs_and_teaches():
 def test_runs_and_checkpoints(tmp_path, capsys):
     first, last = randomized(), randomized(classes=4)
     for step, model in ((10, first), (20, last)):
-        checkpoint.save(tmp_path / "run" / "checkpoints", model, {"step": step}, {"network": NAME}, keep=2)
+        checkpoint.save(tmp_path / "run" / "checkpoints", model.state_dict(), {"step": step}, {"network": NAME}, keep=2)
     for folder, model in (("run", last), ("run/checkpoints/step-00000010", first)):
         assert command(capsys, tmp_path / folder, tmp_path / "w.pth", "--force")[0] == 0
         assert same(read("pth", tmp_path / "w.pth"), model.state_dict())
@@ -365,3 +365,16 @@ def test_an_interruption_leaves_nothing(tmp_path, source, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         weights.convert(source, tmp_path / "w.npz")
     assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("network", "form", "said"),
+    [
+        ("R50x1", "timm", 'for timm.create_model("resnetv2_50x1_bit", num_classes=7)'),
+        ("R8x0.25-8px", "timm", "timm itself has no network of the shape of R8x0.25-8px"),
+        ("R50x1", "pth", None),
+    ],
+)
+def test_what_was_written_says_how_timm_takes_it(network, form, said):
+    written = conversion.Written(network, 1000, 7, ("float32",), form, 4000, ())
+    assert conversion.summary("x", written).splitlines()[1:] == ([said] if said else [])

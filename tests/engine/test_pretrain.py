@@ -18,7 +18,9 @@ from engine.config.loading import load
 from engine.config.schema import PretrainConfig
 from engine.network import bit
 from engine.network.weights import load as load_weights
-from engine.training import checkpoint, hooks
+from engine.optim import AgcSgd
+from engine.saving import checkpoint, places, signals
+from engine.training import hooks
 from engine.training.assemble import read_weights
 from engine.training.hooks import Evaluate
 from engine.training.trainer import Trainer
@@ -99,12 +101,12 @@ def test_the_checkpoint_with_the_least_validation_loss_is_kept_across_resuming(d
     for last in stops:
         more = ["train.keep_best=true", f"train.eval_every={every}", f"schedule.steps={last}"]
         run(digits, tmp_path / "run", *more, "schedule.milestones=[]", "train.checkpoint_every=2", "train.keep=9")
-        (best,) = checkpoint.complete(tmp_path / "run" / "best")
+        (best,) = places.complete(tmp_path / "run" / "best")
         kept[last] = checkpoint.describe(best)
         assert kept[last]["step"] == (2 if last < 6 else 6)
     assert (kept[12]["val_loss"], kept[12]["images"]) == (1.0, 6 * 64)
     same = load_weights(tmp_path / "run" / "checkpoints" / "step-00000006" / checkpoint.WEIGHTS)
-    transferred, about = read_weights(tmp_path / "run" / "best")
+    transferred, about, _ = read_weights(tmp_path / "run" / "best")
     assert about["step"] == 6
     assert all(torch.equal(transferred[name], value) for name, value in same.items())
     assert any(not torch.equal(transferred[name], value) for name, value in newest(tmp_path / "run").items())
@@ -126,7 +128,7 @@ def test_a_killed_process_leaves_a_checkpoint_to_go_on_from(digits, tmp_path):
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     checkpoints = tmp_path / "run" / "checkpoints"
     until = time.monotonic() + 120
-    while len(checkpoint.complete(checkpoints)) < 2 and time.monotonic() < until:
+    while len(places.complete(checkpoints)) < 2 and time.monotonic() < until:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -200,6 +202,8 @@ def bad_pack(digits, tmp_path, what):
         return ["model.num_classes=3"], "label 4"
     if what == "classes differ":
         return [f"data.val={digits / 'high-test.h5'}"], "classes"
+    if what == "validation on what is trained on":
+        return [f"data.val={train}"], "images of data.val are in data.train too"
     if what == "unknown key":
         return ["optim.base_rl=1"], "optim.base_lr"
     if what == "unknown network":
@@ -217,7 +221,8 @@ def bad_pack(digits, tmp_path, what):
 @pytest.mark.parametrize(
     "what",
     ["missing", "empty folder", "truncated", "foreign", "not HDF5", "labels exceed the head", "classes differ",
-     "unknown key", "unknown network", "batch does not divide", "warm-up longer than the run",
+     "validation on what is trained on", "unknown key", "unknown network", "batch does not divide",
+     "warm-up longer than the run",
      "another run's folder"],
 )  # fmt: skip
 def test_bad_input_ends_in_one_message(digits, tmp_path, capsys, what):
@@ -232,27 +237,72 @@ def test_bad_input_ends_in_one_message(digits, tmp_path, capsys, what):
     assert (tmp_path / "run").exists() == existed
 
 
-def test_a_signal_ends_a_run_with_a_checkpoint(digits, tmp_path, monkeypatch):
-    """SIGUSR1, as a scheduler sends it ahead of a time limit: the run stops soon, and goes on as if it never had."""
+@pytest.mark.parametrize("number", signals.SIGNALS)
+def test_a_signal_ends_a_run_with_a_checkpoint(digits, tmp_path, monkeypatch, number):
+    """As a scheduler sends it, or Ctrl-C: the run stops at the next step, and goes on as if it never had."""
     run(digits, tmp_path / "whole", "schedule.steps=30")
     step = Trainer.train_step
 
     def interrupted(self, micro_batches):
         if self.step == 7:
-            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), number)
         step(self, micro_batches)
 
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "train_step", interrupted)
-        with pytest.raises(Stopped, match="step 15 of 30") as stopped:
+        signals.listen()
+        with pytest.raises(Stopped, match=f"stopped by {number.name} at step 9 of 30") as stopped:
             run(digits, tmp_path / "stopped", "schedule.steps=30")
     assert stopped.value.exit_code == 75
-    os.kill(os.getpid(), signal.SIGUSR1)  # late: nobody is killed by it
-    assert checkpoint.find(tmp_path / "stopped").name == "step-00000015"
+    assert checkpoint.find(tmp_path / "stopped").name == "step-00000009"
+    signals.listen()
     run(digits, tmp_path / "stopped", "schedule.steps=30")
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
     expected = newest(tmp_path / "whole")
     assert all(torch.equal(value, expected[name]) for name, value in newest(tmp_path / "stopped").items())
+
+
+def test_two_runs_in_one_folder(digits, tmp_path, monkeypatch):
+    """The second is told, and nothing of the first's is touched; what has taken the place ends the first."""
+    folder, save = tmp_path / "run", hooks.SaveCheckpoints.save
+
+    def second(self, trainer, **how):
+        (folder / "checkpoints" / ".step-00000099.writing").mkdir(parents=True)
+        with pytest.raises(SharedError, match=f"{folder} is in use since .* choose another folder=…"):
+            run(digits, folder)
+        assert (folder / "checkpoints" / ".step-00000099.writing").exists()
+        monkeypatch.setattr(hooks.SaveCheckpoints, "save", save)
+        save(self, trainer, **how)
+        (folder / "lock").write_text("another's")
+
+    monkeypatch.setattr(hooks.SaveCheckpoints, "save", second)
+    with pytest.raises(SharedError, match="is another run's now"):
+        run(digits, folder, "train.checkpoint_every=4")
+    assert checkpoint.find(folder).name == "step-00000004"
+    (folder / "lock").unlink()
+    run(digits, folder, "train.checkpoint_every=4")
+    assert not (folder / "lock").exists()
+
+
+DURING_IMPORTS = """
+import os, runpy, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch" and not told:
+            told.append(os.kill(os.getpid(), signal.SIGTERM))
+told = []
+sys.meta_path.insert(0, Finder())
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_signal_during_the_imports_ends_a_run_before_its_first_step(digits, tmp_path):
+    words = ["-c", DURING_IMPORTS, "engine.pretrain", "demo", *settings(digits, tmp_path / "run")]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 75, done.stderr
+    assert "stopped by SIGTERM before the first step" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def poison(trainer, place, value):
@@ -279,7 +329,7 @@ def test_a_checkpoint_is_finite_or_is_not_written(digits, tmp_path, monkeypatch,
         with pytest.raises(SharedError, match=r"not finite at step 12 .*step-00000010 is kept.*diverged-00000012"):
             run(digits, tmp_path / "run", *more)
     folder = tmp_path / "run" / "checkpoints"
-    assert [path.name for path in checkpoint.complete(folder)] == ["step-00000008", "step-00000010"]
+    assert [path.name for path in places.complete(folder)] == ["step-00000008", "step-00000010"]
     diagnosis = json.loads((folder / "diverged-00000012" / "diagnosis.json").read_text())
     assert diagnosis["samples"] == [sum(seen, [])]
     assert len(diagnosis["not_finite"]) == (place == "weights")
@@ -301,11 +351,70 @@ def test_a_loss_that_is_no_number_names_the_checkpoint_that_is_kept(digits, tmp_
     monkeypatch.setattr(Trainer, "train_step", diverges)
     if noticed_by == "evaluation":
         monkeypatch.setattr(hooks.Log, "after_step", lambda *_: None)
-    what = {"log": "the loss is nan at step 7", "evaluation": "the loss on the test set is nan"}[noticed_by]
+    what = {"log": "not finite at step 7, 1 in a row", "evaluation": "the loss on the test set is nan"}[noticed_by]
     kept = "step-00000004 is kept" if saved else "there is no checkpoint before it"
     with pytest.raises(SharedError, match=f"{what}.*{kept}.*diverged-00000007"):
         run(digits, tmp_path / "run", "train.eval_every=0.7", *(["train.checkpoint_every=4"] if saved else []))
-    assert len(checkpoint.complete(tmp_path / "run" / "checkpoints")) == saved
+    assert len(places.complete(tmp_path / "run" / "checkpoints")) == saved
+
+
+@pytest.mark.parametrize(("allowed", "stops"), [(1, False), (0, True)])
+def test_a_step_that_is_not_finite_is_skipped_or_stops_the_run_before_it_changes_anything(
+    digits, tmp_path, monkeypatch, allowed, stops
+):
+    step = Trainer.train_step
+
+    def bad(self, micro_batches):
+        if self.step == 6:
+            before.append((self.flat.values.clone(), [batch.ids.tolist() for batch in micro_batches]))
+            micro_batches = [batch._replace(images=batch.images * math.nan) for batch in micro_batches]
+        step(self, micro_batches)
+        if self.step == 7:
+            assert torch.equal(self.flat.values, before[0][0])
+
+    before = []
+    monkeypatch.setattr(Trainer, "train_step", bad)
+    more = ["train.log_every=4", f"train.bad_steps={allowed}", "schedule.steps=14"]
+    if stops:
+        with pytest.raises(SharedError, match="training has diverged: .* not finite at step 7.*diverged-00000007"):
+            run(digits, tmp_path / "run", *more)
+        folder = tmp_path / "run" / "checkpoints" / "diverged-00000007"
+        diagnosis = json.loads((folder / "diagnosis.json").read_text(encoding="utf-8"))
+        assert diagnosis["samples"] == [sum(before[0][1], [])]
+        assert diagnosis["not_finite"] == []
+        return
+    run(digits, tmp_path / "run", *more)
+    text = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8")
+    events = [event for event in map(json.loads, text.splitlines()) if event["kind"] == "train"]
+    assert {event["step"]: event["skipped_steps"] for event in events} == {4: 0, 8: 1, 12: 0, 14: 0}
+
+
+@pytest.mark.parametrize("implementation", ["fused", "foreach"])
+def test_shares_of_clipped_rows_are_logged(digits, tmp_path, monkeypatch, implementation):
+    """The whole network's, and each layer's that had one since the run began: what the optimizer counts."""
+    counted, step, clipped = [], Trainer.train_step, AgcSgd.clipped
+
+    def counts(self, micro_batches):
+        step(self, micro_batches)
+        found = clipped(self.optimizer)
+        counted.append(found)
+        monkeypatch.setattr(self.optimizer, "clipped", lambda: found)
+
+    monkeypatch.setattr(Trainer, "train_step", counts)
+    run(digits, tmp_path / "run", "train.log_every=1", "schedule.steps=4", "optim.clipping=0.01",
+        f"optim.implementation={implementation}")  # fmt: skip
+    text = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8")
+    events = [event for event in map(json.loads, text.splitlines()) if event["kind"] == "train"]
+    assert len(events) == len(counted) == 4
+    seen = set()
+    for event, found in zip(events, counted, strict=True):
+        assert event["clipped"] == sum(c.clipped for c in found.values()) / sum(c.rows for c in found.values())
+        seen |= {name.rpartition(".")[0] for name, c in found.items() if c.clipped}
+        assert {name.removeprefix("clipped/") for name in event if name.startswith("clipped/")} == seen
+    layer = sorted(seen)[0]
+    of_layer = [c for name, c in counted[-1].items() if name.rpartition(".")[0] == layer]
+    assert events[-1][f"clipped/{layer}"] == sum(c.clipped for c in of_layer) / sum(c.rows for c in of_layer)
+    assert 0 < events[-1]["clipped"] < 1
 
 
 @pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.ABOUT])

@@ -1,8 +1,11 @@
 import json
+import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,11 +15,14 @@ from engine.comm.communicator import SharedError
 from engine.config import typed
 from engine.config.loading import recipes
 from engine.config.schema import FinetuneConfig
-from engine.transfer import results, sweep_file
+from engine.transfer import record, results, sweep_file
 from loaders.errors import UserError
 from loaders.packs.writer import Record, ShardWriter, new_attributes
 from tests.conftest import ROOT
 from tests.support.pictures import encoded, photo
+from tests.support.refusals import small_files
+
+IDENTITY = ("dataset", "pretrained_model", "shot", "seed")
 
 
 @pytest.fixture
@@ -100,6 +106,52 @@ def test_a_sweep_runs_and_goes_on_where_it_stopped(file, tmp_path, capsys):
     assert len(results.read([found.with_suffix(".csv")])) == 5
 
 
+@pytest.mark.parametrize("keep", ["none", "best", "all"])
+def test_networks_are_kept_as_the_file_says(file, tmp_path, capsys, keep):
+    path = file(
+        keep=keep, shots=[2], checkpoints={"second": "random"}, set={"model": "R8x0.25-8px", "rule": {"steps": 8}}
+    )
+    code, said, _ = run(capsys, path)
+    assert code == 0
+    found = lines(tmp_path / "study" / "results.jsonl")
+    kept = sorted(each.parents[2] for each in (tmp_path / "study").glob("networks/**/weights.safetensors"))
+    if keep == "none":
+        assert kept == [] and {line["path"] for line in found} == {""}
+        return
+    assert f"networks are in {tmp_path / 'study' / 'networks'}" in said
+    values = {line["path"]: line["metric_value"] for line in found}
+    high = [line["path"] for line in found if line["dataset"] == "high"]
+    (short,) = [line["path"] for line in found if line["dataset"] == "short"]
+    expected = sorted([*high, short] if keep == "all" else [max(high, key=values.get), short])
+    assert len(high) == 2 and list(map(str, kept)) == expected
+
+
+def test_runs_of_a_sweep_that_keeps_networks_may_choose_by_validation(file):
+    choice = {"keep_best": True, "data": {"val": 0.1}, "model": "R8x0.25-8px"}
+    runs = sweep_file.read(file(keep="best", set=choice)).runs
+    assert len({run.config.folder for run in runs}) == len(runs) == 9
+    with pytest.raises(UserError, match="keep_best=true needs"):
+        sweep_file.read(file(set=choice))
+    with pytest.raises(UserError, match="keep: some; expected none, best, all"):
+        sweep_file.read(file(keep="some"))
+
+
+def test_of_scores_that_are_none_the_other_is_kept(file, tmp_path):
+    """And networks of runs without a result are nobody's business."""
+    sweep = sweep_file.read(file(keep="best", shots=[2], seeds=[0, 1, 2], checkpoints={"second": "random"}))
+    runs = [each for each in sweep.runs if each.target == "high"]
+    for each in runs:
+        Path(each.config.folder).mkdir(parents=True)
+    sweep.prune()
+    assert len(set(map(os.path.isdir, [each.config.folder for each in runs]))) == 1
+    sweep.results.write_text("".join(
+        json.dumps(dict(zip(IDENTITY, each.key, strict=True)) | {"metric": "mean_auc", "metric_value": value}) + "\n"
+        for each, value in zip(runs, (float("nan"), 50.0), strict=False)
+    ))  # fmt: skip
+    sweep.prune()
+    assert [os.path.isdir(each.config.folder) for each in runs] == [False, True, True]
+
+
 def test_classes_with_fewer_images_than_shots_are_named(file, capsys):
     _, said, _ = run(capsys, file(seeds=[0], shots=1000, checkpoints={"second": "random"}))
     first = next(line for line in said.splitlines() if "1000 shots" in line)
@@ -130,6 +182,36 @@ def test_shares_are_disjoint_and_complete(array, workers, ranks):
             again = sweep.asked(f"{part.index}/{part.count}", env)  # as a worker is told
             pieces += [run for rank in range(ranks) for run in again.part(rank, ranks).of(runs)]
     assert sorted(pieces) == runs
+
+
+def test_runs_that_another_process_is_at_are_left_to_it(file, tmp_path, capsys, monkeypatch):
+    """First the others are done; what the other has finished by then is not done again."""
+    path = file(seeds=[0], shots=1)
+    read = sweep_file.read(path)
+    first, second, last = read.runs
+    theirs = [sweep._lock(read, each) for each in (first, second)]
+    for lock in theirs:
+        lock.take()
+    whole, said = sweep.finetune, []
+
+    def meanwhile(config, comm, **how):
+        said.append(whole(config, comm, **how))
+        if len(said) == 1:
+            settings = {"settings": record.fingerprint(second.config)}
+            record.append(read.results, said[0] | dict(zip(IDENTITY, second.key, strict=True)) | settings)
+            theirs[1].release()
+        return said[-1]
+
+    monkeypatch.setattr(sweep, "finetune", meanwhile)
+    code, out, error = run(capsys, path)
+    assert code == 75
+    assert [line["pretrained_model"] for line in said] == [last.checkpoint]
+    assert re.search(rf"{first.title}.* is in use since .* by process {os.getpid()} on", out)
+    assert "1 runs are left to other processes" in error
+    theirs[0].release()
+    assert run(capsys, path)[0] == 0
+    assert len(said) == 2
+    assert not list((tmp_path / "study").glob(".*"))
 
 
 def test_results_of_other_settings_are_not_taken_for_these(file, tmp_path, capsys):
@@ -165,16 +247,20 @@ def test_processes_that_end_at_the_same_moment_write_one_table(file, tmp_path, c
     assert len(results.read([tmp_path / "study" / "results.csv"])) == 3
 
 
-def test_an_interrupted_sweep_leaves_no_workers_behind(file):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 75), (signal.SIGKILL, -signal.SIGKILL)])
+def test_the_workers_of_a_sweep_end_with_it(file, tmp_path, number, code):
     """Its own output ends only when the last process that holds it does."""
     path = file(set={"model": "R8x0.25-8px", "rule": {"steps": 100_000}})
     command = [sys.executable, "-m", "engine.sweep", str(path), "--workers", "2"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    for _ in range(2):
-        assert "runs" in process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    assert "interrupted" in process.communicate(timeout=60)[0]
-    assert process.returncode == 130
+    begun = ""
+    while begun.count("to do of which") < 2:
+        begun += process.stdout.readline()
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == code
+    assert said.count("the same command does the runs that are missing") == 2
+    assert not (tmp_path / "study" / "results.jsonl").read_text()
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_anything_runs(file, tmp_path, capsys):
@@ -182,6 +268,47 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_runs(file, tmp_
     code, said, error = run(capsys, file(seeds=[0], shots=1, folder=str(tmp_path / "taken")))
     assert code == 2
     assert "results.jsonl cannot be written" in error and "[1/" not in said
+
+
+def test_results_that_find_no_room_are_not_lost(file, capsys, monkeypatch, tmp_path):
+    def full(config, comm, **how):
+        line = {
+            "metric_value": 50.0,
+            "metric": "top1",
+            "seed": config.seed,
+            "shot": config.shots,
+            "short_classes": 0,
+            "pretrained_model": config.source,
+            "dataset": config.data.name,
+            "settings": record.fingerprint(config),
+        }
+        with small_files(1500):  # room for some of the lines
+            record.append(Path(config.results), line | {"pad": "x" * 200})
+        return line
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(sweep, "finetune", full)
+    path = file(seeds=[0, 1, 2], shots=1)
+    code, said, error = run(capsys, path)
+    found = lines(sweep_file.read(path).results)
+    assert code == 0 and {tuple(line[name] for name in IDENTITY) for line in found} == {
+        run.key for run in sweep_file.read(path).runs
+    }
+    assert error.count("cannot be written: File too large") == error.count('"pad"') > 0 and len(found) == 7
+    code, said, error = run(capsys, path)
+    assert code == 0 and " 0 to do" in said and not error
+
+
+@pytest.mark.parametrize(("share", "does"), [("0/2", 3), ("1/2", 2), ("0/1", None), (None, None)])
+def test_a_share_says_how_many_of_the_runs_it_does(file, capsys, monkeypatch, share, does):
+    def fails(config, comm, **how):
+        raise UserError("not now")
+
+    monkeypatch.setattr(sweep, "finetune", fails)
+    code, said, error = run(capsys, file(seeds=[0]), *(["--share", share] if share else []))
+    assert code == 1
+    assert f"5 runs, 5 to do{f' of which this process does {does}' if does else ''}; results in" in said
+    assert error.count("failed: ") == (does or 5)
 
 
 @pytest.mark.parametrize("kind", [SharedError, UserError])
@@ -206,7 +333,7 @@ def test_a_run_that_diverges_does_not_end_the_others(file, capsys, monkeypatch, 
     [({"sots": 1}, "nearest known key is shots"), ({"checkpoints": {}}, "has no checkpoints"),
      ({"checkpoints": {"a": "runs/absent"}}, "there is no checkpoint runs/absent"),
      ({"targets": {"a": {"train": "x.h5"}}}, "test: … is missing"),
-     ({"targets": {"a": {"train": "x.h5", "test": "y.h5"}}}, "no pack at x.h5"),
+     ({"targets": {"a": {"recipe": "demo", "train": "x.h5", "test": "y.h5"}}}, "no pack at x.h5"),
      ({"targets": {"a": "x.h5"}}, "expected keys such as train"), ({"targets": ["a"]}, "expected a name and a value"),
      ({"shots": [0]}, "shots=0"), ({"shots": ["few"]}, "shots=few"), ({"seeds": ["x"]}, "seed"),
      ({"set": {"lr": 0, "model": "R8x0.25-8px"}}, "lr=0"), ({"set": {"rule": {"step": 1}}}, "rule.steps"),
@@ -248,7 +375,7 @@ def test_few_shots_of_label_vectors_are_refused_before_anything_runs(file, tmp_p
         (attributes,) = new_attributes({"source": "made up", "kind": "test"}, 1)
         with ShardWriter(tmp_path / f"{name}.h5", ["a", "b"], attributes) as writer:
             for i in range(4):
-                writer.add(Record(encoded(photo(i, 8, 8)), f"{i}", [float(i % 2), 1.0], 8, 8))
+                writer.add(Record(encoded(photo(i + 10 * len(name), 8, 8)), f"{i}", [float(i % 2), 1.0], 8, 8))
             writer.finish()
             writer.publish()
     target = {"recipe": "xray", "train": str(tmp_path / "train.h5"), "test": str(tmp_path / "test.h5")}
@@ -262,6 +389,18 @@ def test_few_shots_of_label_vectors_are_refused_before_anything_runs(file, tmp_p
     assert said.count("vectors:\npositive of known  train (4)") == 1  # before the runs, once
     assert "1 of 2 labels have no AUC" in said and "test set knows only one value of them: b" in said
     assert said.count("mean auc") == said.count("over 1 labels") == 4
+
+
+def test_images_that_are_trained_and_scored_on_are_told(file, digits, tmp_path, capsys):
+    train, test = (str(digits / f"high-{part}.h5") for part in ("train", "test"))
+    target = {"recipe": "demo", "train": [train, test], "test": test}
+    code, _, error = run(capsys, file(targets={"leaky": target}), "--list")
+    assert code == 2
+    assert "all 269 images of test are in train too" in error and "data.overlap=allow" in error
+    target |= {"set": {"data": {"overlap": "allow"}}}
+    code, said, _ = run(capsys, file(targets={"leaky": target}), "--list")
+    assert code == 0
+    assert said.startswith("leaky:\nwarning: 269 of 269 images of test are in train too")
 
 
 def test_a_variable_that_is_not_set_is_named(tmp_path, capsys, monkeypatch):
@@ -319,3 +458,14 @@ def test_text_in_a_sweep_stays_as_typed():
     for text in ["010", "null", "'quoted'", " spaced ", "[list]", "a: b #c", "no", ""]:
         word = typed.as_word("source", text)
         assert typed.from_word(FinetuneConfig, *word.split("=", 1)) == (True, text)
+
+
+@pytest.mark.parametrize("text", ["", " ", None])
+def test_empty_variables_of_an_array_are_absent(text):
+    env = {} if text is None else dict.fromkeys(("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"), text)
+    assert sweep.asked(None, env) == sweep.Share(0, 1)
+
+
+def test_variables_of_an_array_that_are_no_numbers_are_named():
+    with pytest.raises(UserError, match="SLURM_ARRAY_TASK_ID=x"):
+        sweep.asked(None, {"SLURM_ARRAY_TASK_ID": "x"})

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.training.metrics import processor
+from engine.monitoring.metrics import processor
 from loaders.packs.shard import Pack
 from loaders.packs.writer import Record, ShardWriter, new_attributes
 from loaders.pipelines.batches import eval_batches

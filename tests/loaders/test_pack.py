@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from loaders import pack
 from loaders.errors import UserError
 from loaders.packing import spreading as packing
 from loaders.packs.shard import Pack
@@ -299,3 +301,18 @@ def test_a_failure_without_a_file_says_what_was_packed(tmp_path, capsys, monkeyp
     assert run(tmp_path / "in", tmp_path / "p.h5", "--workers", "0") == 2
     said = capsys.readouterr().err
     assert str(tmp_path / "in") in said and str(tmp_path / "p.h5") in said and "No space left" in said
+
+
+def test_the_best_quality_is_one(tmp_path):
+    folder(tmp_path / "images", per_class=1)
+    assert pack.main([str(tmp_path / "images"), str(tmp_path / "a.h5"), "--workers", "0", "--quality", "95"]) == 0
+
+
+def test_an_interrupted_packing_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    folder(tmp_path / "images", per_class=1)
+    monkeypatch.setattr(pack, "pack", interrupted)
+    assert pack.main([str(tmp_path / "images"), str(tmp_path / "a.h5"), "--workers", "0"]) == 128 + signal.SIGINT
+    assert "the same command goes on" in capsys.readouterr().err

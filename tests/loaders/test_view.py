@@ -39,3 +39,10 @@ def test_what_cannot_be_shown(packed, tmp_path, capsys):
     for words in (["absent.h5"], [str(packed), "--count", "0"], [str(packed), "--size", "0"]):
         assert view.main(words) == 2
         assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("size", "before"), [(128, 160), (480, 600), (224, 280), (1, 1)])
+def test_the_crop_of_bit_training_is_shown_as_the_protocol_has_it_for_small_images(size, before):
+    """Resize to 160, crop 128 (arXiv 1912.11370, section 3.3), in proportion for other sizes."""
+    transform = view.TRANSFORMS["bit-train"](size)
+    assert (transform.size, transform.before_crop) == (size, before)

@@ -94,3 +94,55 @@ def give(params, grads, layout):
         else:
             p.grad_dtype = g.dtype
             p.grad = g
+
+
+def apart(tensors, dtype, shift=0):
+    """Copies of tensors in memory of their own, `shift` elements past where an allocation begins."""
+    found = []
+    for tensor in tensors:
+        buffer = torch.empty(tensor.numel() + shift, dtype=dtype)
+        found.append(buffer[shift:].view(tensor.shape).copy_(tensor))
+    return found
+
+
+def clipped_rows(params, grads, hyper):
+    """How many units of each parameter AGC scales down, in float64; `hyper`: a row for each parameter."""
+    found = []
+    for p, g, (_, _, clipping, eps, _, standardize_eps) in zip(params, grads, hyper, strict=True):
+        p, g = p.detach().double(), g.double()
+        if standardize_eps >= 0:
+            leaf = p.clone().requires_grad_()
+            (g,) = torch.autograd.grad(ops.eager_standardize(leaf, standardize_eps), leaf, g)
+        p, g = ((x if x.ndim > 1 else x[None]).flatten(1) if x.ndim else x[None, None] for x in (p, g))
+        found.append(int((g.norm(dim=1) > clipping * p.norm(dim=1).clamp(min=eps)).sum()))
+    return found
+
+
+ADAMW = {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2, "clipping": 0.01, "clip_eps": 1e-3,
+         "ema_decay": 0.99}  # fmt: skip
+
+
+class AdamWOracle:
+    """`ops.eager_adamw_step` in float64 over a list of parameters; `standardized`: epsilon per parameter, or -1."""
+
+    def __init__(self, params, settings, standardized=None):
+        self.params = [p.detach().cpu().double() for p in params]
+        self.states = [[torch.zeros_like(p), torch.zeros_like(p), p.clone()] for p in self.params]
+        self.copies, self.settings, self.steps = list(self.params), settings, 0
+        self.eps = standardized or [-1.0] * len(self.params)
+
+    def step(self, grads, grad_scale=1.0):
+        self.steps += 1
+        for i, g in enumerate(grads):
+            self.params[i], self.states[i], self.copies[i] = ops.eager_adamw_step(
+                self.params[i], g.cpu(), self.states[i], self.settings, step=self.steps,
+                standardize_eps=self.eps[i], grad_scale=grad_scale,
+            )  # fmt: skip
+
+
+def assert_states_close(found, expected, index):
+    """State `index` of AdamW. In units of few elements the gradients of two steps may cancel out in the first: there
+    nothing is asked of it."""
+    few = [index == 0 and (t.numel() < 64 or t.ndim > 1 and t.numel() // len(t) < 64) for t in expected]
+    kept = [[t for t, skip in zip(tensors, few, strict=True) if not skip] for tensors in (found, expected)]
+    assert_close(*kept, 1e-6, f"state {index}")

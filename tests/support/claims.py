@@ -19,11 +19,16 @@ TOPICS = {
     "normalization": "group norm, activation or weight standardization alone",
     "reliability": "what damage does, and what is kept",
     "loader": "images from a pack to tensors",
+    "startup": "what ranks need until their first step",
     "packing": "making, opening and listing packs",
     "training": "the whole training step, or a run of it: its speed",
     "scaling": "several ranks beside one",
     "accuracy": "what a run learned, scored on images it had not seen",
     "transfer": "scores after fine-tuning",
+    "evaluating": "scores of predictions with their intervals: how long they take",
+    "exporting": "how far what is exported is from the network",
+    "monitoring": "what a run says of itself: who is late, what watching costs, which micro-batch is fastest",
+    "tests": "which planted faults the tests notice",
     "modelled": "what a model computed: the section says so",
 }
 TELLING = {
@@ -71,6 +76,15 @@ class Rows(list):
                         for more in ({}, {"pretrained_model": over}))  # fmt: skip
         differences = [mine[seed] - theirs[seed] for seed in sorted(mine)]
         return statistics.fmean(differences), statistics.stdev(differences)
+
+    def paired(self, *, over: str, **wanted) -> tuple[float, float, float]:
+        """Mean difference to the source `over`, seed by seed, and the 95% interval of the paired t-test."""
+        from scipy.stats import ttest_rel
+
+        both = (self.where(**wanted | more) for more in ({}, {"pretrained_model": over}))
+        mine, theirs = ([row["metric_value"] for row in sorted(rows, key=lambda row: row["seed"])] for rows in both)
+        interval = ttest_rel(mine, theirs).confidence_interval(0.95)
+        return self.gain(over=over, **wanted)[0], interval.low, interval.high
 
 
 @dataclass(frozen=True)

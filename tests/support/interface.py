@@ -12,21 +12,45 @@ import sys
 import tempfile
 from pathlib import Path
 
+from engine import cli
 from engine.config.schema import FinetuneConfig, PretrainConfig
+from engine.monitoring.diagnosis import COLUMNS
+from engine.monitoring.lagging import Late
+from engine.monitoring.ranks import Setting
 from engine.transfer.sweep_file import SWEEP_KEYS, TARGET_KEYS
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
-    *([f"engine.{name}"] for name in ("pretrain", "finetune", "sweep", "report", "demo")),
+    ["engine.pretrain"],
+    ["engine.finetune"],
+    ["engine.sweep"],
+    ["engine.predict"],
+    ["engine.evaluate"],
+    ["engine.report"],
+    ["engine.export"],
+    ["engine.demo"],
+    ["engine.doctor"],
     ["engine.weights", "convert"],
     ["loaders.pack"],
     ["loaders.pack", "verify"],
     ["loaders.pack", "info"],
     ["loaders.view"],
-    *([f"bench.{name}"] for name in ("kernel", "loader", "pack_index", "scaling", "train_step")),
+    ["bench.chaos"],
+    ["bench.dicom"],
+    ["bench.evaluate"],
+    ["bench.kernel"],
+    ["bench.lagging"],
+    ["bench.loader"],
+    ["bench.micro_batch"],
+    ["bench.pack_index"],
+    ["bench.scaling"],
+    ["bench.startup"],
+    ["bench.train_step"],
+    ["engine.report", "page"],
     ["bench.report", "tables"],
     ["bench.report", "figures"],
     ["jobs.submit"],
+    ["jobs.supervise"],
 ]
 _OPTION = re.compile(r"^  (?:-\w(?:,| \S+,) )?(--[\w-]+)((?: [^ \n]+)*?)(?:  .*)?$", re.MULTILINE)
 
@@ -80,16 +104,26 @@ def columns() -> list[str]:
     lines = [f"result line: {name}" for name in result] + [f"about.json: {name}" for name in about]
     kinds: dict[str, set[str]] = {}
     for event in events:
-        kinds.setdefault(event["kind"], set()).update(event)
+        # Which layers had clipped rows by then hangs on the last bit.
+        layers = {"clipped/LAYER"} if "clipped" in event else set()
+        kinds.setdefault(event["kind"], set()).update(layers, (name for name in event if "/" not in name))
     return lines + [f"metrics.jsonl {kind}: {', '.join(sorted(names))}" for kind, names in sorted(kinds.items())]
+
+
+def times() -> list[str]:
+    """What the lines of timing.jsonl hold, by their kind."""
+    kinds = {"run": [item.name for item in dataclasses.fields(Setting)], "ranks": ["steps", *COLUMNS],
+             "lagging": [item.name for item in dataclasses.fields(Late)]}  # fmt: skip
+    return [f"timing.jsonl {kind}: {', '.join(sorted(['kind', 'step', *names]))}" for kind, names in kinds.items()]
 
 
 def interface() -> list[str]:
     """All of it."""
-    lines = [line for command in COMMANDS for line in options(command)]
+    lines = [f"boosterbit {name}: python -m {module}" for name, (module, _) in cli.COMMANDS.items()]
+    lines += [line for command in COMMANDS for line in options(command)]
     lines += [*keys(PretrainConfig, "pretrain"), *keys(FinetuneConfig, "finetune")]
     lines += [*(f"sweep file: {key}" for key in SWEEP_KEYS), *(f"sweep file, target: {key}" for key in TARGET_KEYS)]
-    return lines + columns()
+    return lines + columns() + times()
 
 
 if __name__ == "__main__":

@@ -26,9 +26,21 @@ for handle in reversed(handles):
     handle.wait()
 assert all((tensor == sum(range(size))).all() for tensor in several)
 
+# In pairs; who has none sends nothing to itself.
+peer = rank ^ 1 if rank ^ 1 < size else rank
+sent = torch.arange(0 if peer == rank else 5 + rank, dtype=torch.float32)  # of different lengths
+received = torch.full((0 if peer == rank else 5 + peer,), -1.0)
+comm.swap(sent, received, peer, "swap")
+assert torch.equal(received, torch.arange(len(received), dtype=torch.float32))
+
 mine = torch.full((10,), float(rank + 7))
 comm.broadcast_(mine)
 assert (mine == 7).all()
+
+for root in range(size):
+    mine = torch.full((10,), float(rank + 7))
+    comm.broadcast_(mine, "from each", root)
+    assert (mine == root + 7).all()
 
 rows = comm.gather(np.full((2, 3), rank, dtype=np.float32))
 assert rows.shape == (2 * size, 3)

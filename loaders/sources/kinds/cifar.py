@@ -74,7 +74,9 @@ def listing(source: str, under: str | None = None) -> Listing:
 def _class_names(path: Path) -> tuple[str, ...]:
     if not path.is_file():
         raise UserError(f"{path} is missing; it comes with CIFAR's binary version and names the classes")
-    return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    return tuple(
+        line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+    )
 
 
 def _records(path: Path, label_bytes: int, classes: int) -> list[tuple[int, int]]:

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from loaders.errors import UserError
+from loaders.errors import UserError, reading
 from loaders.sources.classes import check_class_numbers
 from loaders.sources.listing import Listing, TableBuilder, file_in_folder
+from loaders.sources.wire.mat import arrays
 
 KIND = "flowers102"
 HELP = (
@@ -27,7 +28,7 @@ _ALL = ("trnid", "valid", "tstid")
 
 
 def accepts(source: str) -> bool:
-    return all(Path(source, name).exists() for name in ("imagelabels.mat", "setid.mat"))
+    return all(Path(source, name).is_file() for name in ("imagelabels.mat", "setid.mat"))
 
 
 def listing(source: str, under: str | None = None) -> Listing:
@@ -35,17 +36,10 @@ def listing(source: str, under: str | None = None) -> Listing:
         raise UserError(f"{source} is not Flowers-102: expected {HELP}; unpack 102flowers.tgz there")
     if under and under not in _PARTS:
         raise UserError(f"Flowers-102 has no part {under!r}; --under may be {', '.join(_PARTS)}")
-    from scipy.io import loadmat  # slow to import, and only this source needs it
-
-    try:
-        labels = loadmat(Path(source, "imagelabels.mat"))["labels"].ravel().astype(int)
-        sets = loadmat(Path(source, "setid.mat"))
+    with reading(f"{source}, imagelabels.mat or setid.mat", "the lists of Flowers-102", "download them again"):
+        labels = arrays(Path(source, "imagelabels.mat").read_bytes())["labels"].ravel().astype(int)
+        sets = arrays(Path(source, "setid.mat").read_bytes())
         wanted = np.concatenate([sets[name].ravel().astype(int) for name in (_PARTS[under] if under else _ALL)])
-    except Exception as error:  # SciPy raises whatever the broken bytes lead it to
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(
-            f"{source}: imagelabels.mat or setid.mat cannot be read ({reason}); download them again"
-        ) from error
     if not len(wanted):
         raise UserError(f"{source}: setid.mat names no image" + (f" of {under}" if under else ""))
     if wanted.min() < 1 or wanted.max() > len(labels):

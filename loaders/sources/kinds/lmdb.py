@@ -1,4 +1,4 @@
-"""An LMDB of encoded images. Needs the package `lmdb`, which nothing else does."""
+"""An LMDB of encoded images."""
 
 import pickle
 from collections import Counter
@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from loaders.errors import UserError
+from loaders.errors import UserError, reading, reason
 from loaders.sources.classes import as_meant, check_label, with_classes
-from loaders.sources.folders import SETTINGS, Classes, find_classes, is_hidden
+from loaders.sources.folders import LEVEL as SETTINGS
+from loaders.sources.folders import Classes, find_classes, is_hidden
 from loaders.sources.listing import Listing, TableBuilder
+from loaders.sources.names import as_name, as_text
+from loaders.sources.wire.lmdb_file import LmdbFile
 from loaders.sources.wire.protobuf import LENGTH, VARINT, Readable, fields, signed
 
 KIND = "lmdb"
@@ -38,8 +41,8 @@ class LmdbImage:
     """Of the value."""
 
     def read(self) -> bytes:
-        with _environment(self.path).begin(buffers=True) as transaction:
-            value = transaction.get(self.key)
+        with reading(f"{self.path}, the value of {self.key!r}", "an image"):
+            value = _database(self.path).get(self.key)
             if value is None:
                 raise OSError(f"{self.path} has no longer the key {self.key!r}")
             return _unwrap(value)[0]
@@ -47,25 +50,20 @@ class LmdbImage:
 
 def lmdb_image(place: str, key: str, offset: int, size: int) -> LmdbImage:
     """Reader of the value whose key, as text, is `key`."""
-    return LmdbImage(place, key.encode())
+    return LmdbImage(place, as_name(key).encode(errors="surrogateescape"))
 
 
 @lru_cache(maxsize=8)
-def _environment(path: str) -> Any:
-    """One per process: LMDB forbids opening a database twice."""
-    try:
-        import lmdb
-    except ImportError as error:
-        raise UserError("reading an LMDB needs the package lmdb: pip install lmdb") from error
-    try:
-        return lmdb.open(path, subdir=Path(path).is_dir(), readonly=True, lock=False, readahead=False, max_readers=512)
-    except lmdb.Error as error:
-        raise UserError(f"{path} cannot be opened as an LMDB: {error}") from error
+def _database(path: str) -> LmdbFile:
+    return LmdbFile(str(_file(path)))
+
+
+def _file(path: str) -> Path:
+    return Path(path, "data.mdb") if Path(path).is_dir() else Path(path)
 
 
 def accepts(source: str) -> bool:
-    path = Path(source)
-    return (path / "data.mdb").is_file() or (path.is_file() and path.suffix in (".lmdb", ".mdb"))
+    return _file(source).is_file() and (Path(source).is_dir() or Path(source).suffix in (".lmdb", ".mdb"))
 
 
 def listing(source: str, under: str | None = None, settings: Mapping[str, str] | None = None) -> Listing:
@@ -76,16 +74,19 @@ def listing(source: str, under: str | None = None, settings: Mapping[str, str] |
     counts: Counter[str] = Counter()  # images of each folder, where the folders are the classes
     hidden: list[str] = []
     inside = f"{under.strip('/')}/" if under else ""
-    with _environment(source).begin(buffers=True) as transaction:
-        for raw, value in transaction.cursor():
-            key = bytes(raw)
+    _database.cache_clear()  # a file may have been replaced since
+    with reading(_file(source), "an LMDB"):
+        database = _database(source)
+        for key, value in database.items():
             if key in _SPECIAL or key.startswith(b"label-") or key == b"num-samples":
                 continue
             try:
-                name = key.decode()
-                label = _label(transaction, key, value)
-            except (ValueError, pickle.UnpicklingError) as error:
-                raise UserError(f"{source}: the value of {key!r} cannot be used: {error}; expected {HELP}") from error
+                name = as_text(key.decode(errors="surrogateescape"))
+                label = _label(database, key, name, value)
+            except Exception as error:  # pickle raises nearly anything
+                raise UserError(
+                    f"{source}: the value of {key!r} cannot be used: {reason(error)}; expected {HELP}"
+                ) from error
             if not name.startswith(inside):
                 continue
             if isinstance(label, _Folder):
@@ -116,32 +117,32 @@ class _Folder:
     """All of the key but FILE."""
 
 
-def _label(transaction: Any, key: bytes, value: Readable) -> int | str | _Folder:
+def _label(database: LmdbFile, key: bytes, name: str, value: Readable) -> int | str | _Folder:
     if not _is_image(value):
         label = _unwrap(value)[1]
         assert label is not None, "only of an image itself is the label not known"
         return label
     if key.startswith(b"image-"):
-        beside = transaction.get(b"label-" + key[len(b"image-") :])
+        beside = database.get(b"label-" + key[len(b"image-") :])
         if beside is None:
             raise ValueError("there is no label beside the image")
-        return check_label(bytes(beside).decode())
-    folder, _, _ = key.decode().rpartition("/")
+        return check_label(beside[:].decode())
+    folder, _, _ = name.rpartition("/")
     if not folder:
         raise ValueError("an image without a label: its key is not CLASS/FILE")
     return _Folder(folder)
 
 
 def _is_image(value: Readable) -> bool:
-    return bytes(value[:12]).startswith(_IMAGES)
+    return value[:12].startswith(_IMAGES)
 
 
 def _unwrap(value: Readable) -> tuple[bytes, int | str | None]:
     """Image and label of a value; the label is None where the value is the image itself. ValueError if neither."""
     if _is_image(value):
-        return bytes(value), None
-    if bytes(value[:1]) == b"\x80":
-        found = _Plain(BytesIO(value)).load()
+        return value[:], None
+    if value[:1] == b"\x80":
+        found = _Plain(BytesIO(value[:])).load()
         if isinstance(found, tuple | list) and len(found) >= 2 and isinstance(found[0], bytes):
             label = found[1]
             return found[0], check_label(label.decode() if isinstance(label, bytes) else label)
@@ -162,7 +163,7 @@ def _unwrap(value: Readable) -> tuple[bytes, int | str | None]:
         raise ValueError("neither an image, nor pickled (bytes, label), nor a Datum with data and label")
     if not encoded and not _is_image(value[image[0] : image[1]]):
         raise ValueError("a Datum of raw pixels; only encoded images can be packed")
-    return bytes(value[image[0] : image[1]]), check_label(label)
+    return value[image[0] : image[1]], check_label(label)
 
 
 class _Plain(pickle.Unpickler):

@@ -5,6 +5,7 @@ from pathlib import Path
 from loaders.errors import UserError
 from loaders.sources.classes import check_class_numbers
 from loaders.sources.listing import Listing, TableBuilder, file_in_folder
+from loaders.sources.names import as_text
 
 KIND = "pets"
 HELP = "a folder with images/ and annotations/ (trainval.txt, test.txt); --under trainval or test takes a part"
@@ -24,7 +25,7 @@ def listing(source: str, under: str | None = None) -> Listing:
     names: dict[int, str] = {}
     for part in [under] if under else _PARTS:
         path = Path(source, "annotations", f"{part}.txt")
-        for row, line in enumerate(path.read_text().splitlines(), 1):
+        for row, line in enumerate(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines(), 1):
             words = line.split()
             if not words or line.startswith("#"):
                 continue
@@ -35,7 +36,7 @@ def listing(source: str, under: str | None = None) -> Listing:
             breed = words[0].rpartition("_")[0]
             if names.setdefault(label, breed) != breed:
                 raise UserError(f"{path}, line {row}: class {label + 1} is {breed} here and {names[label]} elsewhere")
-            builder.add(f"images/{words[0]}.jpg", label, str(Path(source, "images")))
+            builder.add(as_text(f"images/{words[0]}.jpg"), label, str(Path(source, "images")))
     if not len(builder):
         raise UserError(f"{source}: its lists in annotations/ are empty")
-    return Listing(builder.table(), tuple(names.get(k, str(k + 1)) for k in range(max(names) + 1)))
+    return Listing(builder.table(), tuple(as_text(names.get(k, str(k + 1))) for k in range(max(names) + 1)))

@@ -4,13 +4,15 @@ import json
 import posixpath
 import tarfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from loaders.errors import UserError
+from loaders.errors import UserError, reason
 from loaders.sources.classes import as_meant, check_label, expand, is_image_name, with_classes
 from loaders.sources.folders import SETTINGS, classes_from_folders, is_hidden
 from loaders.sources.listing import FileRange, Listing, TableBuilder, file_range
+from loaders.sources.names import as_text, telling_apart
 
 KIND = "tar"
 HELP = (
@@ -40,28 +42,43 @@ def listing(source: str, under: str | None = None, settings: Mapping[str, str] |
     stems = {_stem(name) for name in first if name.lower().endswith(_LABELS)}
     if any(is_image_name(name) and _stem(name) in stems for name in first):
         if settings:
-            raise UserError(f"{source} is WebDataset, whose labels are files: there is no --set level")
-        return _webdataset(paths, source, under)
-    return classes_from_folders(_files(paths), file_range, source, under, settings)
+            raise UserError(f"{source} is WebDataset, whose labels are files: there is no --set {next(iter(settings))}")
+        return _apart(_webdataset(paths, source, under), paths)
+    notes: list[str] = []
+    found = classes_from_folders(_files(paths, notes), file_range, source, under, settings)
+    return _apart(replace(found, notes=(*found.notes, *notes)), paths)
 
 
-def _files(paths: list[str]) -> Iterator[tuple[str, str, int, int]]:
+def _apart(found: Listing, paths: list[str]) -> Listing:
+    """Where names of samples begin anew in each tar, that of the tar becomes part of them."""
+    names = [name.removesuffix(".tar") for name in telling_apart(paths)]
+    table = found.table.apart(dict(zip(paths, names, strict=True)))
+    if table is found.table:
+        return found
+    note = f"tars have samples of the same name; the tar is part of each, as in {table[0].key}"
+    return replace(found, items=table, notes=(*found.notes, note))
+
+
+def _files(paths: list[str], notes: list[str]) -> Iterator[tuple[str, str, int, int]]:
     for path in paths:
-        for name, part in _members(path).items():
+        for name, part in _members(path, notes).items():
             loose = len(paths) > 1 and "/" not in name
             yield (f"{Path(path).stem}/{name}" if loose else name), path, part.offset, part.size
 
 
-def _members(source: str) -> dict[str, FileRange]:
+def _members(source: str, notes: list[str] | None = None) -> dict[str, FileRange]:
+    """The files of a tar by their names; `notes` is told what is left out."""
     if not Path(source).is_file():
         raise UserError(f"there is no tar at {source}")
     files: dict[str, FileRange] = {}
     links: dict[str, str] = {}
+    replaced: list[str] = []
     try:
         with tarfile.open(source, "r:") as tar:
             for member in tar:
                 name = _plain(member.name)
-                files.pop(name, None), links.pop(name, None)  # of what is there twice, the last counts
+                if files.pop(name, None) or links.pop(name, None):  # of what is there twice, the last counts
+                    replaced.append(name)
                 if member.issparse():
                     raise UserError(f"{source}: {name} is stored with holes; make the tar without --sparse")
                 if member.isreg():
@@ -70,6 +87,7 @@ def _members(source: str) -> dict[str, FileRange]:
                     links[name] = _plain(posixpath.join(posixpath.dirname(name), member.linkname))
                 elif member.islnk():
                     links[name] = _plain(member.linkname)
+            ends = _check_end(source, tar.offset)
     except tarfile.TarError as error:
         with open(source, "rb") as file:
             start = file.read(6)
@@ -81,7 +99,31 @@ def _members(source: str) -> dict[str, FileRange]:
     for name, part in files.items():
         if part.offset + part.size > size:
             raise UserError(f"{source} is truncated: it ends within {name}; copy or download it again")
+    if notes is not None and replaced:
+        notes.append(
+            f"{len(replaced):,} files of {source} have a name that comes again, such as {as_text(replaced[0])}; the"
+            " last of each name counts, as when it is unpacked"
+        )
+    if notes is not None and not ends:
+        notes.append(f"warning: {source} has no end mark: it may be cut off after its last file")
     return files
+
+
+def _check_end(source: str, offset: int) -> bool:
+    """Whether there is an end mark at `offset`, where Python saw no further file. UserError where more follows: Python
+    would pass over it without a word."""
+    with open(source, "rb") as file:
+        file.seek(offset)
+        block = file.read(tarfile.BLOCKSIZE)
+        if any(block):
+            raise UserError(f"{source} is damaged: what begins at byte {offset:,} is no file of a tar; copy it again")
+        while rest := file.read(1 << 20):
+            if any(rest):
+                raise UserError(
+                    f"{source} goes on after its end, at byte {offset:,}, as tars do that were joined by `cat`; pack"
+                    " each by itself, with a pattern, or join them with `tar --concatenate`"
+                )
+    return bool(block)
 
 
 def _plain(name: str) -> str:
@@ -146,10 +188,11 @@ def _webdataset(paths: list[str], source: str, under: str | None) -> Listing:
     builder, ignored = TableBuilder(file_range), []
     number: dict[int | str, int] = {}  # of each label, in the order in which they are met
     unlabelled: list[str] = []
+    notes: list[str] = []
     for path in paths:
         labels: dict[str, int | str] = {}
         images: dict[str, str] = {}
-        files = _members(path)
+        files = {as_text(name): part for name, part in _members(path, notes).items()}
         for name, part in files.items():
             if under and not PurePosixPath(name).is_relative_to(under):
                 continue
@@ -175,7 +218,7 @@ def _webdataset(paths: list[str], source: str, under: str | None) -> Listing:
         )
     if not len(builder):
         raise UserError(f"{source} holds no images" + (f" under {under!r}" if under else ""))
-    return Listing(*with_classes(builder.table(), as_meant(list(number), source), source), tuple(ignored))
+    return Listing(*with_classes(builder.table(), as_meant(list(number), source), source), tuple(ignored), tuple(notes))
 
 
 def _label(name: str, data: bytes, source: str) -> int | str:
@@ -188,8 +231,8 @@ def _label(name: str, data: bytes, source: str) -> int | str:
                 raise ValueError("there is no label")
             value = content[there[0]]
         return check_label(value)
-    except ValueError as error:  # neither text nor JSON, or no label
+    except (ValueError, RecursionError) as error:  # neither text nor JSON, or no label
         raise UserError(
-            f"{source}: {name} holds no label that can be used: {error}; a .cls is a class number or name, a .json an"
-            f" object with {' or '.join(map(repr, _JSON_FIELDS))}"
+            f"{source}: {name} holds no label that can be used: {reason(error)}; a .cls is a class number or name, a"
+            f" .json an object with {' or '.join(map(repr, _JSON_FIELDS))}"
         ) from error

@@ -1,6 +1,5 @@
 """TFRecord files of tf.train.Example with image/encoded and image/class/label, read without TensorFlow."""
 
-import mmap
 import os
 import struct
 from collections.abc import Callable, Generator, Iterable
@@ -11,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from loaders.errors import UserError
+from loaders.errors import UserError, reading, reason
 from loaders.sources.checking import in_processes
 from loaders.sources.classes import as_meant, check_class_numbers, check_label, expand
 from loaders.sources.listing import Listing, TableBuilder
+from loaders.sources.names import as_text, telling_apart
 from loaders.sources.wire.crc32c import masked_crc32c
 from loaders.sources.wire.protobuf import FIXED32, LENGTH, VARINT, Readable, fields, signed, varint
+from loaders.sources.wire.span import Span
 
 KIND = "tfrecord"
 HELP = "a TFRecord file, a folder of them, or a pattern: image/encoded, image/class/label[, image/class/synset]"
@@ -39,6 +40,10 @@ class TfRecordImage:
     """Bytes of the Example."""
 
     def read(self) -> bytes:
+        with reading(f"{self.path}, the record at byte {self.offset:,}", "a TFRecord"):
+            return self._read()
+
+    def _read(self) -> bytes:
         with open(self.path, "rb") as file:
             file.seek(self.offset)
             data = file.read(self.size + _TAIL)
@@ -86,7 +91,7 @@ def listing(source: str, under: str | None = None) -> Listing:
     names: dict[int, str] = {}
     workers = len(os.sched_getaffinity(0)) if sum(map(os.path.getsize, paths)) > _MANY and len(paths) > 1 else 0
     with closing(in_processes(_scan, paths, workers) if workers else map_closing(_scan, paths)) as scanned:
-        for path, found in zip(paths, scanned, strict=True):
+        for path, shard, found in zip(paths, telling_apart(paths), scanned, strict=True):
             if isinstance(found, str):
                 raise UserError(found)
             offsets, sizes, labels, files, called = found
@@ -94,7 +99,7 @@ def listing(source: str, under: str | None = None) -> Listing:
                 if names.setdefault(number, name) != name:
                     raise UserError(f"{path}: label {number} is called both {names[number]} and {name}")
             for i, file in enumerate(files):
-                key = f"{Path(path).name}/{i:07d}" + (f"/{file}" if file else "")
+                key = f"{shard}/{i:07d}" + (f"/{file}" if file else "")
                 builder.add(key, int(labels[i]), path, int(offsets[i]), int(sizes[i]))
     if not len(builder):
         raise UserError(f"{source} holds no records")
@@ -122,8 +127,8 @@ def _scan(path: str) -> tuple | str:
     size = os.path.getsize(path)
     if not size:
         return offsets, sizes, labels, files, names
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        at = 0
+    with open(path, "rb") as file:
+        data, at = Span(file.fileno(), 0, size), 0
         while at < size:
             head = data[at : at + _HEAD]
             if len(head) < _HEAD:
@@ -138,21 +143,23 @@ def _scan(path: str) -> tuple | str:
                 example = _example(data, start, start + length)
                 _image(data, example)
                 number = _label(data, example)
+                file_name, called = (_text(data, example.get(name)) for name in (FILE, NAMES))
             except KeyError as absent:
+                there = sorted(name.decode(errors="backslashreplace") for name in example)
                 return (
                     f"{path}: the record at byte {at:,} has no {absent.args[0].decode()}; expected {IMAGE.decode()} and"
-                    f" {LABEL.decode()}, it has {', '.join(sorted(name.decode() for name in example)) or 'nothing'}"
+                    f" {LABEL.decode()}, it has {', '.join(there) or 'nothing'}"
                 )
-            except ValueError as error:
-                return f"{path}: the record at byte {at:,} cannot be used as a tf.train.Example: {error}"
+            except (ValueError, IndexError, OverflowError, struct.error) as error:
+                return f"{path}: the record at byte {at:,} cannot be used as a tf.train.Example: {reason(error)}"
             offsets.append(start)
             sizes.append(length)
             labels.append(number)
-            files.append(_text(data, example.get(FILE)))
-            if number not in names and NAMES in example:
-                names[number] = _text(data, example[NAMES])
+            files.append(file_name)
+            if called:
+                names.setdefault(number, called)
             at = start + length + _TAIL
-    return np.array(offsets), np.array(sizes), np.array(labels), files, {k: name for k, name in names.items() if name}
+    return np.array(offsets), np.array(sizes), np.array(labels), files, names
 
 
 @dataclass(frozen=True)
@@ -187,7 +194,7 @@ def _feature(data: Readable, start: int, stop: int) -> tuple[bytes, _Feature]:
     name, feature = b"", _Feature(0, 0, 0)
     for number, wire, lo, hi in fields(data, start, stop):
         if (number, wire) == (1, LENGTH):
-            name = bytes(data[lo:hi])
+            name = data[lo:hi]
         elif (number, wire) == (2, LENGTH):
             for kind, inner, first, last in fields(data, lo, hi):
                 if kind in _KINDS and inner == LENGTH:
@@ -215,6 +222,8 @@ def _label(data: Readable, example: dict[bytes, _Feature]) -> int:
     try:
         label = check_label(values[0].decode() if isinstance(values[0], bytes) else values[0])
         (number,) = as_meant([label], "")
+        if isinstance(number, int):
+            check_class_numbers([number], "it")
     except ValueError as error:
         raise ValueError(f"{LABEL.decode()}, a {feature}: {error}") from error
     if isinstance(number, str):
@@ -231,7 +240,7 @@ def _spans(data: Readable, feature: _Feature) -> list[tuple[int, int]]:
 def _values(data: Readable, feature: _Feature) -> list[bytes | float | int]:
     """All values of a list; numbers may be packed, or each have its tag."""
     if feature.kind == _BYTES:
-        return [bytes(data[lo:hi]) for lo, hi in _spans(data, feature)]
+        return [data[lo:hi] for lo, hi in _spans(data, feature)]
     found: list[bytes | float | int] = []
     for number, wire, lo, hi in fields(data, feature.start, feature.stop):
         if number != 1:
@@ -252,4 +261,4 @@ def _values(data: Readable, feature: _Feature) -> list[bytes | float | int]:
 def _text(data: Readable, feature: _Feature | None) -> str:
     """The first value of a list of bytes; empty where there is none."""
     spans = _spans(data, feature) if feature and feature.kind == _BYTES else []
-    return bytes(data[slice(*spans[0])]).decode(errors="replace") if spans else ""
+    return as_text(data[slice(*spans[0])].decode(errors="surrogateescape")) if spans else ""

@@ -1,9 +1,10 @@
 """Just enough of protocol buffers' wire format to read TensorFlow's Example and Caffe's Datum."""
 
-import mmap
 from collections.abc import Iterator
 
-Readable = bytes | memoryview | mmap.mmap
+from loaders.sources.wire.span import Span
+
+Readable = bytes | Span
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import pytest
 
@@ -102,6 +103,24 @@ def test_steps_in_an_allocation(monkeypatch):
         assert words[0] == "srun"
         assert f"--ntasks={ranks}" in words
         assert "--cpus-per-task=12" in words
+
+
+@pytest.mark.parametrize("srun", [True, False])
+def test_steps_outside_an_allocation_or_without_srun(monkeypatch, srun):
+    monkeypatch.setattr(steps.shutil, "which", lambda name: "/usr/bin/srun" if srun and name == "srun" else None)
+    monkeypatch.setattr("engine.comm.mpirun.rank_command", lambda ranks: ["launcher", str(ranks)])
+    for env in ({}, {} if srun else SLURM):
+        assert steps.command(1, env) == [sys.executable]
+        assert steps.command(2, env) == ["launcher", "2"]
+
+
+@pytest.mark.parametrize("word", ["--slice-mib", "--batch", "--size", "--steps", "--repeats"])
+@pytest.mark.parametrize("value", ["0", "-1"])
+def test_settings_of_a_measurement_are_more_than_nothing(monkeypatch, capsys, word, value):
+    with pytest.raises(SystemExit) as ended:
+        scaling.main(["--measure", "--gpus", "1", *SMALL, word, value])
+    assert ended.value.code == 2
+    assert f"{word} is {value}" in capsys.readouterr().err
 
 
 def test_a_step_does_not_inherit_its_launchers_words():

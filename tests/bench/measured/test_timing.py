@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -36,3 +37,13 @@ def test_ratios_are_of_medians():
 def test_nothing_to_measure():
     with pytest.raises(ValueError, match="0 variants"):
         timing.measure({}, repeats=3)
+
+
+def test_a_machine_without_a_load_average_has_none_in_its_record(monkeypatch):
+    def absent():
+        raise OSError("no such thing here")
+
+    monkeypatch.setattr(os, "getloadavg", absent)
+    assert timing.hardware()["load_before"] is None
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.234, 9.0, 9.0))
+    assert timing.hardware()["load_before"] == 1.23

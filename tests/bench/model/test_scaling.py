@@ -11,6 +11,7 @@ from bench.model.calibrate import FITTED, calibrate, least_absolute
 from bench.model.facts import HERE, read_cluster, read_profile, read_rows
 from bench.model.plan import plan
 from bench.model.whatif import what_if
+from engine.network import family
 from loaders.errors import UserError
 
 BOOSTER, SOURCES, PUBLISHED = read_cluster("juwels_booster")
@@ -151,17 +152,27 @@ def test_all_reduce_by_hand():
     assert scaling_model.tree(1e12, 16, BOOSTER) > scaling_model.ring(1e12, 16, BOOSTER)
 
 
+@pytest.mark.parametrize(("copies", "passes"), [(False, 0), (True, scaling_model.FUSION_MEMORY_PASSES)])
+def test_the_traffic_through_memory_by_hand(copies, passes):
+    """The gradients, as often as a ring of 2, 4 or 8 passes them, and once more into and out of a fusion buffer."""
+    profile = replace(TABLE2, gradient_bytes=2, fusion_copies=copies)
+    gradients = 2 * family.cost(profile.network, profile.num_classes, profile.size).parameters
+    seconds = gradients / (1e9 * BOOSTER.gpu.memory_gb_per_s)
+    for gpus, share in ((2, 1 / 2), (4, 3 / 4), (8, 7 / 8)):
+        expected = (scaling_model.RING_MEMORY_PASSES * share + passes) * seconds
+        assert scaling_model.memory_time(profile, BOOSTER, gpus) == pytest.approx(expected)
+    assert scaling_model.memory_time(profile, BOOSTER, 1) == 0
+
+
 def test_slices_are_those_of_the_engine():
     torch = pytest.importorskip("torch")
     from engine.network import bit
-    from engine.optim.flat import FlatParameters, GradientSum
-
-    class Two:
-        size = 2
+    from engine.optim.flat import FlatParameters
+    from engine.optim.gradients import slices
 
     slice_bytes = 2**20
     flat = FlatParameters(bit.build("R50x1", 1000), channels_last=False)
-    expected = [part.numel() * 4 for part in GradientSum(flat, Two(), slice_bytes)._slices]
+    expected = [(part.end - part.begin) * 4 for part in slices(flat, slice_bytes)]
     profile = replace(TABLE2, network="R50x1", slice_mib=1)
     found = scaling_model.slices(profile)
     assert sum(size for size, _ in found) == 4 * sum(p.numel() for p in flat.parameters)
@@ -224,6 +235,13 @@ def test_plans_give_the_papers_hours(recipe, gpus, hours):
     assert found.gpu_hours == pytest.approx(hours * gpus, rel=0.01)
     assert found.megawatt_hours == pytest.approx(hours * gpus * 471e-6, rel=0.01)
     assert plan("demo", BOOSTER) is None
+
+
+@pytest.mark.parametrize("network", ["r50x1", "r152x4"])
+def test_x_rays_are_planned_on_the_gpus_they_were_published_with(network):
+    """64, where natural images had 128 and 256 (arXiv 2106.00116, section 3.1)."""
+    assert plan(f"chexpert_{network}", BOOSTER).gpus == 64
+    assert plan(f"chexpert_{network}", BOOSTER, gpus=8).gpus == 8
 
 
 def test_what_if():

@@ -28,7 +28,7 @@ def test_auto_takes_what_reaches_the_devices(monkeypatch, gpus, nccl, mpi, expec
     monkeypatch.setattr(module, "horovod_speaks_mpi", lambda: mpi)
     for kind in ("HorovodCommunicator", "TorchCommunicator"):
         name = {"HorovodCommunicator": "horovod", "TorchCommunicator": "torch"}[kind]
-        monkeypatch.setattr(module, kind, lambda launch, name=name: SimpleNamespace(size=launch.size, name=name))
+        monkeypatch.setattr(module, kind, lambda launch, *_, name=name: SimpleNamespace(size=launch.size, name=name))
     assert connect("auto", Launch("Slurm", 0, 4)).name == expected
 
 

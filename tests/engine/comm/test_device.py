@@ -73,6 +73,12 @@ def test_two_ranks_on_one_gpu_are_refused_with_both_named(mine):
         refuse_shared_gpus(torch.device("cuda", 0), Ranks(*others))
 
 
+def test_a_rank_on_the_cpu_hides_none_that_come_after_it(mine):
+    with pytest.raises(SharedError, match=r"ranks 2 and 4 .* GPU of jwb0001 \(GPU-b\)"):
+        others = [None, ("jwb0001", "GPU-b"), None, ("jwb0001", "GPU-b")]
+        refuse_shared_gpus(torch.device("cuda", 0), Ranks(*others))
+
+
 def test_gpus_of_different_hosts_and_ranks_on_the_cpu_are_no_concern(mine):
     refuse_shared_gpus(torch.device("cuda", 0), Ranks(("jwb0001", "GPU-b"), ("jwb0002", "GPU-a"), None))
     refuse_shared_gpus(torch.device("cpu"), Ranks(None, None))

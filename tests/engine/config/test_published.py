@@ -1,6 +1,7 @@
 """Recipes and docs/transfer.md against the protocol's section "From the published files"."""
 
 import csv
+import functools
 import re
 from pathlib import Path
 
@@ -8,7 +9,11 @@ import pytest
 
 from engine.config.loading import load, recipes
 from engine.config.schema import FinetuneConfig, PretrainConfig
+from engine.training import assemble
 from engine.training.timetable import timetable
+from engine.transfer.hyperrule import rule
+from engine.transfer.plan import transforms
+from loaders.pipelines.transform import Affine
 
 ROOT = Path(__file__).parents[3]
 # Words of the facts → rows of the tables in docs/transfer.md that answer them; none: answered by the recipes' names or
@@ -72,7 +77,7 @@ def test_every_fact_has_a_row_that_says_same_or_differs(facts, table):
     kinds = [cells[-1] for cells in table.values() if len(cells) == 3 and cells[0] != "published"]
     assert len(kinds) > 35
     for verdict in kinds:
-        assert re.match(r"(same|differs|own recipe)", verdict.strip()), verdict
+        assert re.match(r"(same|differs|own recipe|followed by setting)", verdict.strip()), verdict
 
 
 def test_variants_and_recipes_that_the_table_names_exist(table):
@@ -88,6 +93,20 @@ def test_variants_and_recipes_that_the_table_names_exist(table):
         if name != "demo":
             exact = tuning(f"{name}@published")
             assert (exact.precision, exact.accumulate, exact.batch // exact.accumulate) == ("fp32", 32, 4)
+
+
+def test_settings_that_the_tables_name_can_be_set(table):
+    cells = " ".join(" ".join(row) for row in table.values())
+    words = [word for code in re.findall(r"`((?:[\w.]+=[^`\s]+ ?)+)`", cells) for word in code.split()]
+    words = [word for word in words if not re.search("…|^from=|^split=|^no_finding=", word)]
+    assert len(words) > 12
+    for word in words:
+        place = ["data.test=null", "data.holdout=0.1"] if word in ("data.test=null", "data.holdout=0.2") else []
+        place += ["data.test=null"] if word.startswith("folds=") else []
+        key, _, value = word.partition("=")
+        config = load(FinetuneConfig, "pets", ["from=x", "data.train=a", "data.test=b", *place, word], "finetune")
+        found = functools.reduce(getattr, key.split("."), config)
+        assert str(found).lower() == value.lower().replace("null", "none"), word
 
 
 @pytest.mark.parametrize(
@@ -121,6 +140,8 @@ def test_x_ray_recipes_are_the_published_configuration(facts, name):
 def test_imagenet_recipes_are_the_published_configurations(facts, row, recipe):
     said = re.search(rf"\| {re.escape(row)} \|(.*)\|", facts)[1]
     config = pretraining(recipe)
+    assert "| the best by validation loss where there is a validation set, else the last |" in facts
+    assert config.train.keep_best  # of data.val, where that is given
     assert re.search(rf"(AGC-SGD, |base rate ){re.escape(str(config.optim.base_lr))}\b", said)
     assert ("no clipping" in said) == (config.optim.clipping is None)
     assert f"warm-up {config.schedule.warmup_epochs:.0f}" in said
@@ -138,7 +159,26 @@ def test_fine_tuning_is_the_published_configuration(facts):
     config = tuning("cifar10@published")
     assert (config.lr, config.optim.momentum, config.optim.weight_decay) == (lr, momentum, decay)
     assert (config.batch, config.accumulate, config.batch // config.accumulate) == (batch, micro, each)
+    assert config.eval_every == int(re.search(r"evaluation every (\d+) steps; fp32", facts)[1])
+    assert "the new head keeps PyTorch's default initialization" in facts
+    assert "Warm-up begins at peak/K; milestones act one step later than the rule's number" in facts
+    assert (config.precision, config.head, config.rule.timing) == ("fp32", "default", "published")
     assert tuning("flowers102@high_lr").lr == float(re.search(r"`flowers_high_lr` has rate ([\d.]+\d)", facts)[1])
+
+
+def test_transforms_of_the_published_variants(facts):
+    resize, crop = map(
+        int, re.search(r"short side of (\d+) with their aspect kept, then cropped to (\d+)", facts).groups()
+    )
+    train, _ = transforms(tuning("pets@published"), rule(3680, 375, 500), {})
+    assert (train.kind, train.before_crop, train.size) == ("random_short_crop", resize, crop)
+    assert "outside of a warped image is reflected; downscaling by area" in facts
+    for pair in (
+        assemble.transforms(pretraining("chexpert_r50x1@published").data),
+        transforms(tuning("nih@published"), rule(100_000, 1024, 1024), {}),
+    ):
+        assert pair[0].affine == Affine(45, (0.9, 1.1), 0.25, "reflect")
+        assert [each.downscale for each in pair] == ["area", "area"]
 
 
 def test_the_published_accuracies_on_flowers_are_of_2040_images(shared):

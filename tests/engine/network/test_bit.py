@@ -211,3 +211,12 @@ def test_layers_are_those_of_the_network():
 def test_names_of_other_libraries_lead_to_the_network_of_as_many_layers(name, nearest):
     with pytest.raises(UserError, match=f"the nearest is '{nearest}'"):
         family.member(name)
+
+
+@pytest.mark.parametrize("name", family.MEMBERS)
+def test_names_say_the_layers_and_the_width(name):
+    """Three convolutions in each unit, the root and the classifier, as ResNets are counted (arXiv 1512.03385)."""
+    spec = family.member(name)
+    layers, width = name.partition("-")[0].removeprefix("R").split("x")
+    assert 3 * sum(spec.depths) + 2 == int(layers)
+    assert spec.width == float(width)

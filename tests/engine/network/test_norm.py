@@ -2,63 +2,35 @@
 
 import copy
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import compiled
-from engine.network import bit, norm
+from engine.network import bit, family, norm
+from tests.support.norm_cases import (
+    CHANNELS_LAST,
+    DTYPES,
+    SHAPES,
+    agrees,
+    case,
+    exact,
+    shortcut_of,
+    through,
+    through_beside,
+    with_shortcut,
+)
 
 pytestmark = pytest.mark.skipif(
     not compiled.loaded(), reason="engine._C is not built: python setup.py build_ext --inplace"
 )
-DTYPES = {torch.float32: 4e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}
-"""Bounds of an error relative to the largest element: the last rounding, and for float32 that of sums."""
-CHANNELS_LAST = torch.channels_last
-SHAPES = [  # (shape, groups)
-    ((2, 64, 13, 11), 32),
-    ((1, 96, 31, 20), 32),
-    ((5, 7, 3, 2), 7),
-    ((3, 6, 1, 1), 2),
-    ((2, 33, 17, 9), 3),
-    ((1, 4, 64, 67), 1),
-    ((9, 160, 7, 7), 32),
-    ((1, 1, 5, 5), 1),
-    ((4, 12), 3),
-    ((2, 8, 300), 4),
-    ((2, 8, 3, 4, 5), 4),
-]
 
 
 def operator():
     return norm._operator()
-
-
-def case(shape, dtype, layout=torch.contiguous_format, mean=0.0, seed=0):
-    """Input, weight, bias, gradient of the output."""
-    generator = torch.Generator().manual_seed(seed)
-    layout = layout if len(shape) == 4 else torch.contiguous_format
-    x, grad = (torch.randn(shape, generator=generator) for _ in range(2))
-    weight, bias = (torch.randn(shape[1], generator=generator) for _ in range(2))
-    return (x + mean).to(dtype).contiguous(memory_format=layout), weight, bias, grad.to(dtype)
-
-
-def through(function, x, weight, bias, grad, groups, eps=1e-5):
-    """Output, and gradients of input, weight, bias."""
-    leaves = [t.detach().clone().requires_grad_() for t in (x, weight, bias)]
-    out = function(*leaves, groups, eps)
-    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
-
-
-def exact(x, weight, bias, grad, groups, eps=1e-5):
-    return through(norm.plain, *(t.double() for t in (x, weight, bias, grad)), groups, eps)
-
-
-def agrees(found, expected, bounds):
-    for name, ours, right, bound in zip(("y", "dx", "dweight", "dbias"), found, expected, bounds, strict=True):
-        assert torch.isfinite(ours).all(), name
-        assert (ours.double() - right).abs().max() <= bound * right.abs().max().clamp(min=1e-2), name
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, CHANNELS_LAST], ids=["contiguous", "channels_last"])
@@ -71,6 +43,55 @@ def test_agrees_with_float64(shape, groups, dtype, layout):
     assert found[0].stride() == found[1].stride() == arguments[0].stride()
     # Parameters' gradients are sums in float and double of exact halves.
     agrees(found, exact(*arguments, groups), [DTYPES[dtype]] * 2 + [4e-6] * 2)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, CHANNELS_LAST], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "groups"), SHAPES)
+def test_the_gradient_of_a_shortcut_joins(shape, groups, dtype, layout):
+    arguments = case(shape, dtype, layout)
+    shortcut = shortcut_of(arguments[3])
+    found = through_beside(*arguments, shortcut, groups)
+    assert found[1].dtype == dtype and found[1].stride() == arguments[0].stride()
+    agrees(found, with_shortcut(exact(*arguments, groups), shortcut), [DTYPES[dtype]] * 2 + [4e-6] * 2)
+
+
+def test_a_shortcut_in_float32_is_added_as_torch_would():
+    arguments = case((2, 64, 13, 11), torch.float32, CHANNELS_LAST)
+    shortcut, alone = shortcut_of(arguments[3]), ours(*arguments, 32)
+    found = through_beside(*arguments, shortcut, 32)
+    assert all(torch.equal(a, b) for a, b in zip(found, [alone[0], alone[1] + shortcut, *alone[2:]], strict=True))
+
+
+def test_either_path_may_be_left_out():
+    x, weight, bias, grad = case((2, 8, 3, 3), torch.float32)
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    output, around = norm.beside_shortcut(*leaves, 4, 1e-5)
+    assert torch.equal(around, x) and around.data_ptr() == x.data_ptr()
+    assert torch.equal(torch.autograd.grad(around, x, grad, retain_graph=True)[0], grad)
+    alone = torch.autograd.grad(output, leaves, grad)
+    assert all(torch.equal(a, b) for a, b in zip(alone, ours(x, weight, bias, grad, 4)[1:], strict=True))
+    with torch.no_grad():
+        assert torch.equal(norm.beside_shortcut(*leaves, 4, 1e-5)[0], output)
+
+
+def test_a_network_adds_no_gradient_of_a_shortcut_by_itself():
+    """In its own pass over memory that is: autograd does so only where two convolutions read one map, in the units that
+    change the shape."""
+    model = bit.build("R50x1", 3, zero_head=False).to(memory_format=CHANNELS_LAST)
+    x = torch.randn(1, 3, 32, 32).contiguous(memory_format=CHANNELS_LAST)
+    loss = model(x).sum()
+    added = []
+
+    class Adds(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function in (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor) and args[0].ndim == 4:
+                added.append(args[0].shape)
+            return function(*args, **(kwargs or {}))
+
+    with Adds():
+        loss.backward()
+    assert len(added) == 4
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, CHANNELS_LAST], ids=["contiguous", "channels_last"])
@@ -142,7 +163,9 @@ def test_any_strides():
     x, weight, bias, grad = case((3, 12, 8, 8), torch.float32)
     for odd in (x.transpose(2, 3), x[:, :, ::2], x.transpose(0, 2).contiguous().transpose(0, 2)):
         g = grad[:, :, :1, :1].expand_as(odd)
-        agrees(ours(odd, weight, bias, g, 4), exact(odd, weight, bias, g, 4), [4e-6] * 4)
+        right = exact(odd, weight, bias, g, 4)
+        agrees(ours(odd, weight, bias, g, 4), right, [4e-6] * 4)
+        agrees(through_beside(odd, weight, bias, g, g, 4), with_shortcut(right, g), [4e-6] * 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -195,6 +218,7 @@ def test_opcheck(dtype, layout):
     _, mean, inverse = op(*leaves, 4, 1e-5)
     saved = [t.detach() for t in (grad, *leaves, mean, inverse)]
     torch.library.opcheck(torch.ops.boosterbit.group_norm_relu_backward.default, (*saved, 4))
+    torch.library.opcheck(torch.ops.boosterbit.group_norm_relu_backward.default, (*saved, 4, shortcut_of(grad)))
 
 
 def test_keeps_its_input_and_the_statistics_only():
@@ -233,6 +257,16 @@ def test_refuses(change, message, device):
         operator()(x.to(device), weight.to(device), bias.to(device), groups, 1e-5)
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("shortcut", [torch.ones(2, 8, 3, 4), torch.ones(2, 8, 3, 3, dtype=torch.bfloat16)])
+def test_refuses_a_shortcut_of_another_kind(shortcut, device):
+    x, weight, bias, grad = case((2, 8, 3, 3), torch.float32)
+    _, mean, inverse = operator()(x, weight, bias, 4, 1e-5)
+    given = [t.to(device) for t in (grad, x, weight, bias, mean, inverse)]
+    with pytest.raises(RuntimeError, match="the shortcut's gradient is"):
+        torch.ops.boosterbit.group_norm_relu_backward(*given, 4, shortcut.to(device))
+
+
 def test_where_it_does_not_fit_torch_does_it():
     x, weight, bias, _ = case((2, 8, 3, 3), torch.float32)
     assert norm.fits(x, weight, bias)
@@ -240,6 +274,8 @@ def test_where_it_does_not_fit_torch_does_it():
     assert not norm.fits(*(t.to("meta") for t in (x, weight, bias)))
     wide = norm.group_norm_relu(x.double(), weight.double(), bias.double(), 4, 1e-5)
     assert torch.equal(wide, F.relu(F.group_norm(x.double(), 4, weight.double(), bias.double(), 1e-5)))
+    beside = norm.beside_shortcut(x.double(), weight.double(), bias.double(), 4, 1e-5)
+    assert torch.equal(beside[0], wide) and torch.equal(beside[1], x.double())
 
 
 @pytest.fixture
@@ -254,6 +290,8 @@ def one_thread():
 @pytest.mark.usefixtures("one_thread")
 def test_fifty_steps_of_a_network_agree_with_the_plain_path(monkeypatch):
     torch.manual_seed(0)
+    with_a_shortcut = replace(family.MEMBERS["R8x0.25-8px"], depths=(2, 1))
+    monkeypatch.setitem(family.MEMBERS, "R8x0.25-8px", with_a_shortcut)
     start = bit.build("R8x0.25-8px", 5, zero_head=False).to(memory_format=CHANNELS_LAST)
     images = torch.randn(50, 6, 3, 8, 8).contiguous()
     labels = torch.randint(5, (50, 6))

@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from engine.network import bit, weights
+from engine.network import bit, states, weights
 from loaders.errors import UserError
 from tests.support.weight_files import CLASSES, NAME, contents, equal, official_arrays, randomized, timm_state
 
@@ -165,7 +165,7 @@ def test_pickles_that_ask_for_more_are_refused(tmp_path, legacy):
     with pytest.raises(UserError, match="evil|plain"):
         weights.load(tmp_path / "plain.pth")
     np.savez(tmp_path / "evil.npz", a=np.array([Evil(trap)], dtype=object))
-    with pytest.raises(UserError, match="damaged .npz, or one with more than arrays|official"):
+    with pytest.raises(UserError, match="damaged, or not an .npz of arrays alone|official"):
         weights.load(tmp_path / "evil.npz")
     assert not os.path.exists(trap)
 
@@ -220,3 +220,119 @@ def test_damaged_files_are_refused_or_give_numbers(tmp_path, kind):
         (tmp_path / "damaged").write_bytes(damaged)
         with contextlib.suppress(UserError):
             assert weights.load(tmp_path / "damaged")
+
+
+def wrapped(state, how):
+    """A state by the names that wrappers give; `mixed`: of some parts only, as where a part was compiled alone."""
+    return {
+        "module": {f"module.{name}": value for name, value in state.items()},
+        "compiled": {f"_orig_mod.{name}": value for name, value in state.items()},
+        "both": {f"_orig_mod.module.{name}": value for name, value in state.items()},
+        "other way": {f"module._orig_mod.{name}": value for name, value in state.items()},
+        "twice": {f"module.module.{name}": value for name, value in state.items()},
+        "mixed": {name.replace("body.block1.", "body.block1._orig_mod."): value for name, value in state.items()},
+        "some": {name.replace("head.", "module.head."): value for name, value in state.items()},
+        "averaged": {"n_averaged": torch.tensor(3)} | {f"module.{name}": value for name, value in state.items()},
+        "attribute": {f"model.{name}": value for name, value in state.items()},
+        "deep": {f"model._orig_mod.backbone.{name}": value for name, value in state.items()},
+        "beside": {f"net.{name}": value for name, value in state.items()} | {"criterion.weight": torch.zeros(3)},
+    }[how]  # fmt: skip
+
+
+WAYS = ("module", "compiled", "both", "other way", "twice", "mixed", "some", "averaged", "attribute", "deep", "beside")
+
+
+@pytest.mark.parametrize("names", ["ours", "timm"])
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+@pytest.mark.parametrize("how", WAYS)
+def test_prefixes_of_wrappers_are_taken_away_anywhere(tmp_path, how, ending, names):
+    model = randomized()
+    state = wrapped(timm_state(model) if names == "timm" else model.state_dict(), how)
+    path = tmp_path / f"weights.{ending}"
+    if ending == "pth":
+        torch.save({"state_dict": state}, path)
+    else:
+        safetensors.torch.save_file({name: value.contiguous() for name, value in state.items()}, path)
+    found, said = weights.read(path)
+    assert equal(found, model.state_dict())
+    plain = names == "timm" and how == "mixed"  # timm has no part of that name
+    assert bool(said) is not plain
+
+
+def test_plain_weights_are_read_without_a_word(tmp_path, state):
+    torch.save({"model": state, "optimizer": {"state": {}, "param_groups": []}, "epoch": 3}, tmp_path / "a.pth")
+    assert weights.read(tmp_path / "a.pth").said == []
+
+
+@pytest.mark.parametrize("entry", states.AVERAGED)
+@pytest.mark.parametrize("beside", ["state_dict", "model", None])
+def test_averaged_weights_are_what_is_meant_and_it_is_said(tmp_path, state, entry, beside):
+    """As timm takes them, which writes `state_dict_ema`, and torchvision's `model_ema`, with a counter."""
+    others = {name: torch.zeros_like(value) for name, value in state.items()}
+    averaged = {"n_averaged": torch.tensor(7)} | {f"module.{name}": value for name, value in state.items()}
+    torch.save({entry: averaged, **({beside: others} if beside else {})}, tmp_path / "a.pth")
+    found, said = weights.read(tmp_path / "a.pth")
+    assert equal(found, state)
+    assert said[0] == f"took the averaged weights, {entry}" + (f", not {beside}" if beside else "")
+
+
+@pytest.mark.parametrize("entry", states.PLAIN)
+def test_entries_that_others_write(tmp_path, state, entry):
+    torch.save({"epoch": 1, entry: state, "state_dict_ema": None}, tmp_path / "a.pth")
+    assert equal(weights.load(tmp_path / "a.pth"), state)
+
+
+def test_an_entry_within_an_entry(tmp_path, state):
+    torch.save({"model": {"state_dict": state, "arch": "R50"}}, tmp_path / "a.pth")
+    assert equal(weights.load(tmp_path / "a.pth"), state)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (lambda sgd: sgd, "state of an optimizer and no weights; give the file that the model"),
+        (lambda sgd: {"optimizer": sgd, "epoch": 3}, r"state of an optimizer \(optimizer\) and no weights"),
+        (lambda sgd: {"optimizer": sgd, "scaler": {}, "step": 5}, "give the folder that it is in"),
+        (lambda sgd: {"model": sgd}, r"state of an optimizer \(model\)"),
+        (lambda sgd: {}, "an empty dict"),
+        (lambda sgd: {"state_dict": {}}, "dict of state_dict; expected"),
+    ],
+)
+def test_an_optimizers_state_is_told(tmp_path, content, said):
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=1.0, momentum=0.9)
+    torch.save(content(sgd.state_dict()), tmp_path / "a.pth")
+    with pytest.raises(UserError, match=said):
+        weights.load(tmp_path / "a.pth")
+
+
+def test_several_networks_and_tensors_that_differ_are_told(tmp_path, state):
+    two = {f"{name}.{key}": value for name in ("encoder_q", "encoder_k") for key, value in state.items()}
+    torch.save(two, tmp_path / "two.pth")
+    with pytest.raises(UserError, match="several networks: encoder_k, encoder_q"):
+        weights.load(tmp_path / "two.pth")
+    torch.save(state | {"module.head.conv.bias": state["head.conv.bias"] + 1}, tmp_path / "differ.pth")
+    with pytest.raises(UserError, match="two tensors for head.conv.bias"):
+        weights.load(tmp_path / "differ.pth")
+    torch.save(state | {"module.head.conv.bias": state["head.conv.bias"].clone()}, tmp_path / "same.pth")
+    assert equal(weights.load(tmp_path / "same.pth"), state)
+
+
+def test_a_file_that_holds_itself_is_told(tmp_path):
+    content = {}
+    content["model"] = content
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(UserError, match="expected a state dict"):
+        weights.load(tmp_path / "a.pth")
+
+
+def test_the_digest_is_that_of_the_weights_not_of_their_file(tmp_path, state):
+    torch.save({f"module.{name}": value for name, value in reversed(state.items())}, tmp_path / "a.pth")
+    safetensors.torch.save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "b.safetensors")
+    digests = {weights.digest(weights.load(path)) for path in (tmp_path / "a.pth", tmp_path / "b.safetensors")}
+    assert digests == {weights.digest(state)}
+    for changed in (
+        state | {"head.conv.bias": state["head.conv.bias"] + 1e-3},
+        {name: value.half() for name, value in state.items()},
+        {name.replace("gn1", "gn9"): value for name, value in state.items()},
+    ):
+        assert weights.digest(changed) not in digests

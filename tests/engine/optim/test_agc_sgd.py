@@ -1,14 +1,18 @@
 import copy
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
 
 from engine.network import bit
-from engine.optim.agc_sgd import AgcSgd, named_groups
+from engine.optim.agc_sgd import AgcSgd
 from engine.optim.clipping import adaptive_clip, adaptive_clip_
+from engine.optim.groups import named_groups
 from loaders.errors import UserError
+from tests.conftest import ROOT
 
 SHAPES = [(), (1,), (7,), (0,), (5, 3), (1, 20), (20, 1), (0, 4), (3, 0), (4, 3, 3, 3), (6, 5, 1, 1), (2, 3, 4)]
 
@@ -377,6 +381,12 @@ def test_bad_requests():
         ("momentum", -1): "momentum is -1",
         ("weight_decay", -1): "weight_decay is -1",
         ("clipping", 0): "clipping is 0",
+        ("lr", "0.1"): "lr is '0.1'; expected a number",
+        ("lr", None): "lr is None",
+        ("lr", float("inf")): "lr is inf",
+        ("eps", float("nan")): "eps is nan",
+        ("clipping", "low"): "clipping is 'low'",
+        ("clipping", float("inf")): "clipping is inf",
         ("eps", -1): "eps is -1",
         ("momentum", 0): "nesterov needs",
         ("implementation", "fast"): "implementation is 'fast'",
@@ -387,9 +397,26 @@ def test_bad_requests():
         AgcSgd([nn.Parameter(torch.ones(2, dtype=torch.complex64))], lr=0.1)
     with pytest.raises(UserError, match="no_decay is 'bias'"):
         named_groups(bit.build("R8x0.25-8px", 5), 0.0, "bias")
-    with pytest.raises(UserError, match="known by name"):
+    with pytest.raises(UserError, match="would be the classifier"):
         named_groups(nn.Linear(2, 2), 0.0)
+    with pytest.raises(UserError, match=r"'heads'.*did you mean 'head'.*head=''"):
+        named_groups(bit.build("R8x0.25-8px", 5), 0.0, head="heads")
     embedding = nn.Embedding(4, 2, sparse=True)
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(RuntimeError, match="sparse"):
         AgcSgd(embedding.parameters(), lr=0.1).step()
+
+
+def test_neither_saving_nor_resuming_imports_a_compiler():
+    """Seconds for each rank, in the first save and at each start. What this torch's methods are wrapped in would."""
+    code = """
+import sys, torch
+from engine.optim.agc_sgd import AgcSgd
+optimizer = AgcSgd([torch.ones(3, requires_grad=True)], lr=0.1)
+optimizer.load_state_dict(optimizer.state_dict())
+print("torch._dynamo" in sys.modules)
+torch.optim.Optimizer.state_dict(optimizer)
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]

@@ -1,37 +1,10 @@
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
 
-from engine.optim.flat import ALIGNMENT, FlatParameters, GradientSum
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 5, 3)
-        self.norm = nn.GroupNorm(1, 5)
-        self.head = nn.Linear(5, 7)
-        self.unused = nn.Parameter(torch.randn(3))
-
-    def forward(self, x):
-        return self.head(self.norm(self.conv(x)).mean((2, 3)))
-
-
-class Pair:
-    """A communicator as if another rank had the same gradients: a sum doubles them."""
-
-    size = 2
-
-    def __init__(self):
-        self.log = []
-
-    def start_sum_(self, tensor, name):
-        self.log.append(name)
-        tensor.mul_(2)
-        return SimpleNamespace(wait=lambda: self.log.append(f"wait {name}"))
+from engine.optim.flat import ALIGNMENT, FlatParameters
+from tests.support.small_net import Net
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
@@ -49,8 +22,10 @@ def test_the_network_computes_as_before_and_gradients_land_in_the_buffer(channel
         found = FlatParameters.view(flat.grads, slot, channels_last=channels_last)
         wanted = torch.zeros_like(expected) if expected.grad is None else expected.grad
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
-    flat.zero_grads()
-    assert all(p.grad is not None and not p.grad.any() for p in moved.parameters())
+    flat.detach()
+    assert all(leaf.grad is None for leaf in flat.leaves)
+    flat.attach()
+    assert all(p.grad is place for p, place in zip(flat.parameters, flat.places, strict=True))
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
@@ -72,40 +47,3 @@ def test_changing_the_buffer_changes_the_network():
     flat = FlatParameters(net, channels_last=True)
     flat.values.fill_(2.0)
     assert all((p == 2.0).all() for p in net.parameters())
-
-
-@pytest.mark.parametrize("slice_bytes", [1, 300, 10**6])
-def test_gradients_are_summed_once_whatever_the_slices(slice_bytes):
-    torch.manual_seed(0)
-    net = Net()
-    flat = FlatParameters(net, channels_last=True)
-    comm = Pair()
-    gradients = GradientSum(flat, comm, slice_bytes)
-    x = torch.randn(2, 3, 6, 6)
-    for _ in range(2):  # the hooks serve every step
-        flat.zero_grads()
-        flat.count += 5
-        with gradients.during_backward(communicate=False):
-            net(x).square().sum().backward()
-        single = flat.grads.clone()
-        assert not comm.log
-        with gradients.during_backward(communicate=True):
-            net(x).square().sum().backward()
-        torch.testing.assert_close(flat.grads, 4 * single)
-        assert flat.count.item() == 10
-        started = [name for name in comm.log if not name.startswith("wait")]
-        assert len(started) == len(set(started)) == len(comm.log) // 2
-        comm.log.clear()
-
-
-def test_slices_leave_while_the_backward_pass_still_runs():
-    net = Net()
-    flat = FlatParameters(net, channels_last=True)
-    comm = Pair()
-    gradients = GradientSum(flat, comm, slice_bytes=1)
-    net.conv.weight.register_hook(lambda _: comm.log.append("first layer"))
-    with gradients.during_backward(communicate=True):
-        net(torch.randn(2, 3, 6, 6)).sum().backward()
-    before = comm.log[: comm.log.index("first layer")]
-    head = [slot.name for slot in flat.slots].index("head.weight")
-    assert f"gradients.{head}" in before

@@ -11,8 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from engine import compiled
 from engine.network import bit
 from engine.optim import ops
-from engine.optim.agc_sgd import AgcSgd, named_groups
-from engine.optim.fused import FlatCall, ForwardWeights, ListCall
+from engine.optim.agc_sgd import AgcSgd
+from engine.optim.fused import ForwardWeights
+from engine.optim.groups import named_groups
+from engine.optim.plan import FlatCall, ListCall
 from loaders.errors import UserError
 from tests.support.agc_cases import SETTINGS, Bag, Oracle, arrange, assert_close, give, gradients, odd_shapes
 

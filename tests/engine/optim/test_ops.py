@@ -33,7 +33,9 @@ def amp(device):
 def test_opcheck_flat(dtype, device):
     op = torch.ops.boosterbit.agc_sgd_.default
     torch.library.opcheck(op, arguments(device, dtype))
-    torch.library.opcheck(op, arguments(device), amp(device) | {"copy": torch.zeros(64, dtype=dtype, device=device)})
+    call = arguments(device)
+    more = {"copy": torch.zeros(64, dtype=dtype, device=device), "clipped": counters(call[3], device)}
+    torch.library.opcheck(op, call, amp(device) | more)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -45,6 +47,31 @@ def test_opcheck_list(device):
     op = torch.ops.boosterbit.agc_sgd_list_.default
     torch.library.opcheck(op, (*lists[:3], *tables), {"copies": []})
     torch.library.opcheck(op, (*lists[:3], *tables), amp(device) | {"copies": lists[3]})
+
+
+ADAMW_HYPER = [(0.1, 1e-3, 1e-2, 0.01, 1e-3, 1e-8, 0.01, -1.0), (0.1, 1e-3, 1e-2, 0.01, 1e-3, 1e-8, 0.01, 1e-10)]
+
+
+def adamw_arguments(device="cpu"):
+    p, g, m, units, classes, lr, _ = arguments(device)
+    v, steps = torch.rand(64, device=device), torch.zeros((), device=device)
+    return [p, g, m, v, units, classes, lr, torch.tensor(ADAMW_HYPER, device=device), steps]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("averages", [True, False])
+def test_opcheck_adamw(averages, device):
+    call = adamw_arguments(device)
+    more = {"copy": torch.zeros(64, dtype=torch.bfloat16, device=device), "clipped": counters(call[4], device)}
+    ema = {"ema": torch.zeros(64, device=device)} if averages else {}
+    torch.library.opcheck(torch.ops.boosterbit.agc_adamw_.default, call, amp(device) | more | ema)
+    lists = [[tensor] for tensor in call[:4]]
+    emas = {"emas": [ema["ema"]] if averages else [], "copies": [more["copy"]]}
+    torch.library.opcheck(torch.ops.boosterbit.agc_adamw_list_.default, (*lists, *call[4:]), emas)
+
+
+def counters(units, device="cpu"):
+    return torch.zeros(len(units) + 1, dtype=torch.int32, device=device)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -88,6 +115,14 @@ def test_units_are_rows_and_the_longest_come_first():
     assert table.classes == [3, 0, 0, 2, 0, 7]
 
 
+@pytest.mark.parametrize("wrong", [{"offset": -1}, {"hyper": -1}, {"tensor": -1}])
+def test_a_region_that_starts_before_its_tensor_or_names_none_is_refused(wrong):
+    right = {"offset": 0, "hyper": 0, "tensor": 0}
+    assert ops.unit_table([ops.Region((2, 3), **right)]).units.tolist() == [[0, 3, 0, 0], [3, 3, 0, 0]]
+    with pytest.raises(ValueError, match="0 or more"):
+        ops.unit_table([ops.Region((2, 3), **right), ops.Region((2, 3), **right | wrong)])
+
+
 def test_the_largest_row_of_the_family_fits_on_chip():
     assert ops.unit_table([ops.Region((1, 18432), 0, 0)]).classes == [0, 1, 0, 0, 0, 0]
 
@@ -128,6 +163,48 @@ def test_refusals(position, value, message):
     with pytest.raises(RuntimeError, match=message):
         torch.ops.boosterbit.agc_sgd_(*call)
     assert torch.equal(call[0], before)
+
+
+@pytest.mark.parametrize(
+    ("position", "value", "message"),
+    [
+        (2, torch.zeros(64, dtype=torch.float16), "exp_avg 0 is Half; float32 expected"),
+        (3, torch.zeros(63), "exp_avg_sq 0 has shape"),
+        (7, torch.zeros(2, 6), r"hyper has shape \[2, 6\]; \(groups, 8\) expected"),
+        (8, torch.zeros(2), "step has 2 values"),
+        (8, torch.zeros((), dtype=torch.int64), "step must be contiguous Float"),
+        ("ema", torch.zeros(64, dtype=torch.bfloat16), "ema 0 is BFloat16"),
+        ("clipped", torch.zeros(9, dtype=torch.int32), "clipped has 9 counters; 9 for the units and one for the steps"),
+        ("clipped", torch.zeros(10), "clipped must be contiguous Int"),
+    ],
+)
+def test_refusals_of_adamw(position, value, message):
+    call, more = adamw_arguments(), {}
+    if isinstance(position, str):
+        more[position] = value
+    else:
+        call[position] = value
+    before = call[0].clone()
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.boosterbit.agc_adamw_(*call, **more)
+    assert torch.equal(call[0], before)
+    p, g, m, v, *tables = adamw_arguments()
+    with pytest.raises(RuntimeError, match="2 parameters, 1 exp_avg_sq"):
+        torch.ops.boosterbit.agc_adamw_list_([p, p], [g, g], [m, m], [v], *tables, emas=[], copies=[])
+
+
+def test_units_say_whose_they_are():
+    """Longest first, whatever the order and gaps of the regions."""
+    regions = [
+        ops.Region((2, 3), 500, 0, 1), ops.Region((0, 3), 7, 0), ops.Region((3, 700), 0, 1), ops.Region((5,), 30, 0, 1),
+        ops.Region((3, 3000), 0, 2, 3, free=True), ops.Region((2, 4), 2200, 1),
+    ]  # fmt: skip
+    table = ops.unit_table(regions)
+    assert sorted(table.owners.tolist()) == [0, 0, 2, 2, 2, 3, 4, 4, 4, 5, 5]
+    for (offset, length, hyper, tensor), owner in zip(table.units.tolist(), table.owners.tolist(), strict=True):
+        region = regions[owner]
+        assert (hyper, tensor) == (region.hyper, region.tensor)
+        assert region.offset <= offset < offset + length <= region.offset + torch.Size(region.shape).numel()
 
 
 def test_refusals_of_lists():

@@ -9,11 +9,16 @@ import torch
 from torch import nn
 
 from engine import compiled
+from engine.comm.communicator import Communicator
+from engine.comm.launch import Launch
 from engine.network import bit
-from engine.optim.agc_sgd import AgcSgd, named_groups
-from engine.optim.flat import FlatParameters, GradientSum
-from engine.optim.fused import FlatCall, ForwardWeights
-from engine.optim.standardized import StandardizedWeights
+from engine.optim.agc_sgd import AgcSgd
+from engine.optim.flat import FlatParameters
+from engine.optim.fused import ForwardWeights
+from engine.optim.gradients import GradientSum
+from engine.optim.groups import named_groups
+from engine.optim.plan import FlatCall
+from engine.optim.standardized import StandardizedWeights, choose
 from loaders.errors import UserError
 from tests.support.agc_cases import SETTINGS, Bag, Oracle, assert_close, gradients
 
@@ -83,6 +88,9 @@ class Run:
             settings["forward_weights"] = self.standardized.forward_weights
         elif dtype == torch.float32:
             self.flat = FlatParameters(self.model, channels_last=True)
+        self.gradients = None
+        if fused or dtype == torch.float32:
+            self.gradients = GradientSum(self.flat, Communicator(Launch("alone")), 2**20)
         self.optimizer = AgcSgd(groups, implementation="fused" if fused else "foreach", **settings)
 
     def train(self, first, last):
@@ -90,13 +98,15 @@ class Run:
             random = torch.Generator().manual_seed(step % 10)
             images = torch.randn(16, 3, 8, 8, generator=random).to(self.device, self.dtype)
             labels = torch.randint(0, 4, (16,), generator=random).to(self.device)
-            for p in self.model.parameters():
-                if p.grad is not None:
-                    p.grad.zero_()
             with torch.autocast(self.device, dtype=self.compute, enabled=self.compute != torch.float32):
                 logits = self.model(images)
             self.loss = nn.functional.cross_entropy(logits.to(self.dtype), labels)
-            self.loss.backward()
+            if self.gradients is None:
+                self.model.zero_grad()
+                self.loss.backward()
+            else:
+                with self.gradients.during_backward():
+                    self.loss.backward()
             self.optimizer.step()
         return self
 
@@ -112,7 +122,11 @@ class Run:
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_hundred_training_steps_are_as_exact_as_without(device, monkeypatch):
     # A smooth activation: a ReLU that rounding puts on the other side of its kink changes a gradient by 1e-3.
-    monkeypatch.setattr(bit.GroupNormReLU, "forward", lambda self, x: nn.functional.silu(nn.GroupNorm.forward(self, x)))
+    def forward(self, x, *, shortcut=False):
+        out = nn.functional.silu(nn.GroupNorm.forward(self, x))
+        return (out, x) if shortcut else out
+
+    monkeypatch.setattr(bit.GroupNormReLU, "forward", forward)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     oracle = Run(fused=False, dtype=torch.float64, device=device).train(0, 100)
     plain = Run(fused=False, device=device).train(0, 100)
@@ -132,8 +146,8 @@ def test_half_precision_kernels_feed_float32_gradients(device):
     fused = Run(fused=True, device=device, compute=torch.bfloat16).train(0, 20)
     conv = fused.model.root.conv
     assert conv.standardized.dtype == torch.bfloat16
-    assert conv.standardized.grad.dtype == conv.weight.dtype == torch.float32
-    assert conv.standardized.grad.data_ptr() == conv.weight.grad.data_ptr()
+    assert conv.weight.grad.dtype == conv.weight.dtype == torch.float32
+    assert conv.standardized.grad is None  # what autograd gave, in half precision, is in the buffer and let go
     oracle = Run(fused=False, dtype=torch.float64, device=device).train(0, 20)
     assert fused.error(oracle) < 2 * plain.error(oracle)
 
@@ -206,13 +220,11 @@ def test_gradients_of_standardized_kernels_are_summed_over_ranks_while_backward_
     run = Run(fused=True)
     gradients = GradientSum(run.flat, Pair(), slice_bytes=1)
     x = torch.randn(4, 3, 8, 8)
-    run.flat.zero_grads()
-    with gradients.during_backward(communicate=False):
+    with gradients.during_backward(last=False):
         run.model(x).square().sum().backward()
     single = run.flat.grads.clone()
-    run.flat.zero_grads()
     run.model.root.conv.standardized.register_hook(lambda _: log.append("first layer"))
-    with gradients.during_backward(communicate=True):
+    with gradients.during_backward():
         run.model(x).square().sum().backward()
     torch.testing.assert_close(run.flat.grads, 2 * single)
     assert len(log) == len(run.flat.slots) + 1
@@ -227,3 +239,24 @@ def test_only_the_fused_optimizer_standardizes():
         config.AgcSgdConfig(standardize="optimiser")
     with pytest.raises(UserError, match="fused implementation only"):
         AgcSgd([nn.Parameter(torch.ones(2))], lr=0.1, implementation="foreach", forward_weights=ForwardWeights({}))
+
+
+@pytest.mark.parametrize("built", [True, False])
+@pytest.mark.parametrize("implementation", ["auto", "fused", "foreach"])
+@pytest.mark.parametrize("standardize", ["auto", "network"])
+def test_the_optimizer_standardizes_by_itself_where_it_is_fused(monkeypatch, standardize, implementation, built):
+    monkeypatch.setattr(compiled, "supports", lambda device, operator: built)
+    model = bit.build(NETWORK, 4)
+    found = choose(model, FlatParameters(model, channels_last=True), torch.float32, standardize, implementation)
+    assert (found is not None) == (standardize == "auto" and implementation != "foreach" and built)
+    assert (model.root.conv.standardized is not None) == (found is not None)
+
+
+@pytest.mark.parametrize("implementation", ["auto", "fused"])
+def test_the_optimizer_standardizes_where_it_is_told_to_or_says_why_not(monkeypatch, implementation):
+    model = bit.build(NETWORK, 4)
+    flat = FlatParameters(model, channels_last=True)
+    assert choose(model, flat, torch.float32, "optimizer", implementation) is not None
+    monkeypatch.setattr(compiled, "supports", lambda device, operator: False)
+    with pytest.raises(UserError, match="built without a kernel for cpu"):
+        choose(model, flat, torch.float32, "optimizer", implementation)

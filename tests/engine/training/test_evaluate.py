@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
+from sklearn.metrics import accuracy_score, log_loss, recall_score, roc_auc_score
 from torch import nn
 
 from engine.comm.communicator import Communicator
@@ -44,6 +44,25 @@ def test_classes_against_scikit_learn():
     assert found["top1"] == pytest.approx(100 * accuracy_score(labels, logits.argmax(1)))
     expected = log_loss(labels, logits.double().softmax(1), labels=range(5))
     assert found["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_single_classes_and_an_interval_where_they_are_asked_for():
+    """Recall by scikit-learn; the area of each class where that is the score. Padding does not count."""
+    torch.manual_seed(0)
+    images, labels, names = torch.randn(53, 3, 2, 2), torch.randint(0, 4, (53,)), ["a", "b", "c", "d", "none"]
+    chosen = objective.choose(labels.numpy())
+    found = evaluate(Flat(5), batches(images, labels, 16), chosen, COMM, FP32, class_names=names)
+    logits = images.flatten(1)[:, :5]
+    recalls = recall_score(labels, logits.argmax(1), labels=range(4), average=None)
+    assert [found[f"class/{name}"] for name in names[:4]] == pytest.approx(100 * recalls)
+    assert np.isnan(found["class/none"])
+    assert found["low"] < found["top1"] < found["high"]
+    areas = evaluate(Flat(5), batches(images, labels, 16), chosen, COMM, FP32, mean_auc=True, class_names=names)
+    expected = roc_auc_score(labels == 2, logits.softmax(1)[:, 2])
+    assert areas["class/c"] == pytest.approx(100 * expected)
+    assert areas["low"] < areas["mean_auc"] < areas["high"]
+    plain = evaluate(Flat(5), batches(images, labels, 16), chosen, COMM, FP32)
+    assert set(plain) == {"loss", "images", "top1"}
 
 
 def test_label_vectors_with_unknowns_against_scikit_learn():

@@ -3,7 +3,8 @@ import pytest
 
 from engine.comm.communicator import Communicator
 from engine.comm.launch import Launch
-from engine.config.schema import DataConfig, ModelConfig, OptimConfig, PretrainConfig, TrainConfig
+from engine.config.data import DataConfig
+from engine.config.schema import ModelConfig, OptimConfig, PretrainConfig, TrainConfig
 from engine.training import assemble, feed
 from loaders import pack
 from loaders.errors import UserError
@@ -23,7 +24,9 @@ def parts(packed, **data):
     return assemble.pretraining(
         PretrainConfig(
             name="test",
-            data=DataConfig(train=str(packed), val=str(packed), size=32, **{"backend": "host", **data}),
+            data=DataConfig(
+                train=str(packed), val=str(packed), size=32, **{"backend": "host", "overlap": "allow", **data}
+            ),
             model=ModelConfig(name="R20x0.25-32px"),
             optim=OptimConfig(),
             train=TrainConfig(global_batch=8, device="cpu", precision="fp32"),

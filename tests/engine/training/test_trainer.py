@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch import nn
 
+from engine import compiled
 from engine.comm.communicator import Communicator
 from engine.comm.launch import Launch
 from engine.optim.agc_sgd import AgcSgd
 from engine.optim.flat import FlatParameters
+from engine.saving import watchdog
 from engine.training import objective
 from engine.training.precision import Precision
 from engine.training.trainer import Trainer
@@ -42,12 +44,14 @@ def micro_batches(steps, pieces):
         yield [Batch(i, y, n, torch.ones(len(n), dtype=torch.bool)) for i, y, n in parts]
 
 
-def trainer(model, batches, labels, steps, batch, precision="fp32", clipping=None):
+def trainer(model, batches, labels, steps, batch, precision="fp32", clipping=None, implementation="foreach"):
     flat = FlatParameters(model, channels_last=True)
     return Trainer(
         model=model,
         flat=flat,
-        optimizer=AgcSgd(model.parameters(), lr=0.0, weight_decay=1e-3, clipping=clipping, implementation="foreach"),
+        optimizer=AgcSgd(
+            model.parameters(), lr=0.0, weight_decay=1e-3, clipping=clipping, implementation=implementation
+        ),
         batches=batches,
         objective=objective.choose(labels),
         learning_rate=lambda step: 0.1 / (1 + step),
@@ -86,10 +90,31 @@ def test_twenty_steps_equal_a_plain_loop(pieces, labels_per_image):
     found = []
     for _ in range(steps):
         mine.train_step(next(mine.batches))
-        found.append(mine.meter.read(COMM, batch)["loss"])
+        found.append(mine.meter.read(batch)["loss"])
     assert found == pytest.approx(losses, rel=1e-5)
     for value, reference in zip(mine.model.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(value, reference.float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["fused", "foreach"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_whose_gradients_are_not_finite_changes_nothing(implementation, value):
+    """Only the schedule goes on: as if the others had been all there were, at their own rates."""
+    if implementation == "fused" and not compiled.loaded():
+        pytest.skip("the extension is not built")
+    batches = list(micro_batches(data(5, 8), 2))
+    found = []
+    for bad in (True, False):
+        mine = trainer(network(), iter(()), np.zeros(1), 5, 8, clipping=0.01, implementation=implementation)
+        for step, parts in enumerate(batches):
+            if step == 2 and not bad:
+                mine.step += 1
+                continue
+            if step == 2:
+                parts = [parts[0], parts[1]._replace(images=torch.full_like(parts[1].images, value))]
+            mine.train_step(parts)
+        found.append([mine.flat.values, *(state["momentum_buffer"] for state in mine.optimizer.state.values())])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_fp16_skips_a_step_that_overflows_and_halves_its_scale():
@@ -126,3 +151,16 @@ def test_a_run_that_goes_on_is_the_run_that_never_stopped():
     for _ in range(5, steps):
         second.train_step(next(batches))
     assert torch.equal(whole.flat.values, second.flat.values)
+
+
+def test_a_rank_with_more_micro_batches_is_not_ahead_of_the_others(monkeypatch):
+    """The watchdog calls the one behind that has passed least."""
+    counted = []
+    monkeypatch.setattr(watchdog, "passed", lambda doing, *, slow, counts: counted.append(counts))
+    sums = []
+    for pieces in (1, 3):
+        counted.clear()
+        one = trainer(network(), micro_batches(data(2, 6), pieces), np.zeros(1, np.int64), 2, 6)
+        one.fit()
+        sums.append(sum(counted))
+    assert sums[0] == sums[1] > 0

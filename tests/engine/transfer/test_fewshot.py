@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from engine.transfer.fewshot import draw, oversample, short_classes
+from engine.transfer.fewshot import by_shots, draw, in_words, oversample, short_classes
 from loaders.errors import UserError
 
 
@@ -50,6 +50,31 @@ def test_full_takes_multi_label_sets():
     assert draw(np.full((6, 3), np.nan), "full", 0).tolist() == [0, 1, 2, 3, 4, 5]
 
 
+def test_a_share_is_of_each_class_and_part_of_a_larger_one(labels):
+    counts = np.bincount(labels)
+    small, large = (draw(labels, share, seed=2) for share in ("7.5%", "20%"))
+    assert set(small) < set(large)
+    assert set(draw(labels, 5, 2)) < set(large)
+    assert np.bincount(labels[small]).tolist() == [round(0.075 * n) for n in counts]
+    assert np.bincount(labels[large]).tolist() == [round(0.2 * n) for n in counts]
+    assert (np.bincount(labels[draw(labels, "0.1%", 0)]) == 1).all()
+    assert np.array_equal(draw(labels, "100%", 5), np.arange(500))
+    assert short_classes(labels, "10%", num_classes=9) == {}
+
+
+def test_a_share_of_label_vectors():
+    labels = np.full((200, 3), np.nan)
+    first, second = (draw(labels, "25%", seed) for seed in (0, 1))
+    assert len(first) == len(set(first)) == 50
+    assert set(first) < set(draw(labels, "50%", 0))
+    assert not np.array_equal(first, second)
+
+
+def test_shots_in_order_and_in_words():
+    assert sorted(["full", "10%", "100", "5%", "1"], key=by_shots) == ["1", "100", "5%", "10%", "full"]
+    assert [in_words(shots) for shots in ("1", "10%", "full")] == ["1 shot", "10%", "full"]
+
+
 def test_short_classes_give_what_they_have():
     labels = np.array([0, 0, 0, 1, 3, 3])
     assert draw(labels, 2, 0)[-3:].tolist() == [3, 4, 5]
@@ -69,7 +94,7 @@ def test_oversampling_evens_out(labels):
         assert own.max() - own.min() <= 1
 
 
-@pytest.mark.parametrize("shots", [0, -1, "five", 2.5, True, ""])
+@pytest.mark.parametrize("shots", [0, -1, "five", 2.5, True, "", "0%", "101%", "%", "-5%", "1e1%", "٣%"])
 def test_bad_shots(labels, shots):
     with pytest.raises(UserError, match="shots is"):
         draw(labels, shots, 0)

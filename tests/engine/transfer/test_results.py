@@ -106,7 +106,8 @@ def test_mean_and_deviation_are_numpys():
     score = results.score(values)
     assert (score.mean, score.deviation) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
     assert results.score([5.0]) == results.Score(5.0, None, 1)
-    assert math.isnan(results.score([5.0, math.nan]).mean)
+    assert str(results.score([5.0, math.nan])) == "nan ± nan"
+    assert str(results.score([math.nan])) == "nan"
 
 
 def test_a_last_line_that_was_cut_off_is_left_out_and_said(tmp_path, capsys):
@@ -170,3 +171,14 @@ def test_a_score_that_is_null_is_nan(tmp_path):
     assert '"metric_value": null' in (tmp_path / "r.jsonl").read_text()
     (result,) = results.read([tmp_path / "r.jsonl"])
     assert np.isnan(result.value)
+
+
+def test_the_folder_of_a_results_file_is_made_with_those_above_it(tmp_path):
+    for place in ("a/b/asked.jsonl", "c/d/appended.jsonl"):
+        path = tmp_path / place
+        if "asked" in place:
+            record.check_writable(path)
+            assert path.read_bytes() == b""
+        record.append(path, {"a": 1})
+        record.append(path, {"a": 2})
+        assert path.read_text() == '{"a": 1}\n{"a": 2}\n'

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from loaders import pack
+from loaders.errors import UserError
+from loaders.packing import spreading as packing
 from loaders.packs.shard import Pack
 from loaders.packs.writer import staged_path
 from loaders.sources.listing import FileRange, Item, Listing, Table, TableBuilder, file_in_folder
@@ -39,6 +41,41 @@ def test_whole_shards_go_to_processes(tmp_path, options):
     assert list(found) == sorted(found)
 
 
+@pytest.mark.parametrize("shards", [1, 2, 5, 7, 11, 12])
+def test_shards_hold_all_images_in_order_and_equally_many(tmp_path, shards):
+    files = folder(tmp_path / "images", height=8, width=8)
+    assert run(tmp_path / "images", tmp_path / "out.h5", "--workers", "0", "--shards", shards) == 0
+    opened = Pack.open(tmp_path / "out.h5")
+    assert list(opened.keys) == sorted(files)
+    counts = np.diff([*opened.starts, len(opened)])
+    assert len(counts) == shards
+    assert set(counts.tolist()) <= {12 // shards, -(-12 // shards)}
+    for i, key in enumerate(sorted(files)):
+        assert opened.record(i).tobytes() == files[key]
+    assert opened.image_bytes == opened.nbytes == sum(map(len, files.values()))
+
+
+@pytest.mark.parametrize(
+    ("option", "good", "bad"),
+    [("--shards", [1, 12], [0, 13]), ("--workers", [0, 1], [-1]), ("--resize", [1], [0]),
+     ("--quality", [1, 95], [0, 96]), ("--holdout", [0.01, 0.6], [0, 1])],
+)  # fmt: skip
+def test_options_at_the_ends_of_their_ranges(tmp_path, capsys, option, good, bad):
+    folder(tmp_path / "images", height=8, width=8)
+    words = [tmp_path / "images", tmp_path / "out.h5", "--force", *(["--part", "train"] if "hold" in option else [])]
+    for value in good:
+        assert run(*words, *([] if option == "--workers" else ["--workers", "0"]), option, value) == 0
+    for value in bad:
+        assert run(*words, option, value) == 2
+        assert option in capsys.readouterr().err.replace("fill 13 shards", "--shards")
+
+
+@pytest.mark.parametrize("wrong", [{"shards": 0}, {"workers": -1}, {"resize": 0}, {"quality": 0}, {"quality": 96}])
+def test_options_beyond_their_ranges_are_refused_from_python_too(tmp_path, wrong):
+    with pytest.raises(UserError, match=f"--{next(iter(wrong))}"):
+        packing.pack("sklearn:digits", tmp_path / "d.h5", packing.Options(**wrong))
+
+
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_mpi_ranks_share_the_shards(tmp_path, launch, ranks):
     files = folder(tmp_path / "images", per_class=5)
@@ -59,13 +96,21 @@ def _places(tmp_path):
     return [str(tmp_path / "images"), str(tmp_path / "out.h5")]
 
 
+WAITS = """
+import sys, time
+from loaders import pack
+from loaders.sources.listing import FileRange
+read = FileRange.read
+FileRange.read = lambda self: time.sleep(600) if self.path == sys.argv[1] else read(self)
+sys.exit(pack.main(sys.argv[2:]))
+"""
+
+
 def killed(tmp_path, shards):
     """Pack a folder whose 10th image never comes, until the shards before it are finished; then kill -9."""
     files = folder(tmp_path / "images", per_class=4)
     slow = tmp_path / "images" / sorted(files)[9]
-    slow.unlink()
-    os.mkfifo(slow)
-    words = ["-m", "loaders.pack", *_places(tmp_path), "--shards", str(shards), "--workers", "0"]
+    words = ["-c", WAITS, str(slow), *_places(tmp_path), "--shards", str(shards), "--workers", "0"]
     process = subprocess.Popen([sys.executable, *words], cwd=ROOT, start_new_session=True)
     before = 9 * shards // 12
     ready = [staged_path(tmp_path / f"out-{k:05d}-of-{shards:05d}.h5") for k in range(before)]
@@ -76,8 +121,6 @@ def killed(tmp_path, shards):
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    slow.unlink()
-    slow.write_bytes(files[sorted(files)[9]])
     return files, ready
 
 

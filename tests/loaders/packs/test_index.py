@@ -41,7 +41,7 @@ def reseal(path):
 
 LIES = {
     "a label within range": (False, "labels", 2, 0, None),
-    "a label of -1": (False, "labels", 2, -1, "record 2 has label -1"),
+    "a label of -2": (False, "labels", 2, -2, "record 2 has label -2"),
     "a label beyond the classes": (False, "labels", 4, 3, "record 4 has label 3, of 3 classes"),
     "a size of 0": (False, "images/sizes", (1, 0), 0, "record 1 has 60x0 pixels"),
     "a negative size": (False, "images/sizes", (5, 1), -60, "record 5 has -60x40 pixels"),

@@ -38,6 +38,7 @@ def test_records_come_back_in_order_without_a_copy(tmp_path, shards):
     opened = Pack.open(tmp_path / "p.h5")
     assert [opened.record(i).tobytes() for i in range(len(opened))] == data
     assert [piece.tobytes() for piece in opened.records(np.array([5, 0, 5]))] == [data[5], data[0], data[5]]
+    assert opened.image_bytes == opened.nbytes == sum(map(len, data))
     assert opened.keys[-1] == "sample 6 ü"
     assert list(opened.keys) == [f"sample {i} ü" for i in range(7)]
     assert opened.labels.tolist() == [0, 1, 0, 1, 0, 1, 0]
@@ -104,6 +105,28 @@ def test_one_byte_less_is_refused(tmp_path):
     write(path)
     os.truncate(path, path.stat().st_size - 1)
     with pytest.raises(UserError, match="truncated|damaged"):
+        Pack.open(path)
+
+
+@pytest.mark.parametrize("beyond", [1, 8, 1 << 20])
+@pytest.mark.parametrize("name", ["images/bytes", "images/offsets", "labels", "keys", "groups"])
+def test_an_array_that_goes_on_behind_the_end_of_the_file_is_refused(tmp_path, name, beyond):
+    """As HDF5's older files may say, which have no checksum over where their arrays lie."""
+    write(tmp_path / "p.h5")
+    path = tmp_path / "old.h5"
+    with h5py.File(tmp_path / "p.h5") as file, h5py.File(path, "w", libver="earliest") as copy:
+        copy.attrs.update(file.attrs)
+        for each in ("images", "labels", "keys", "groups", "classes"):
+            file.copy(each, copy, each)
+    assert Pack.open(path).verify() == []
+    with h5py.File(path) as file:
+        place, length = file[name].id.get_offset(), file[name].id.get_storage_size()
+    whole = path.read_bytes()
+    said = place.to_bytes(8, "little") + length.to_bytes(8, "little")
+    assert whole.count(said) == 1
+    moved = (len(whole) - length + beyond).to_bytes(8, "little")
+    path.write_bytes(whole.replace(said, moved + said[8:]))
+    with pytest.raises(UserError, match="old.h5 is damaged"):
         Pack.open(path)
 
 

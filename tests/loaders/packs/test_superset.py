@@ -11,7 +11,8 @@ import pytest
 from engine import pretrain
 from engine.comm.communicator import Communicator
 from engine.comm.launch import Launch
-from engine.config.schema import DataConfig, ModelConfig, OptimConfig, PretrainConfig, TrainConfig
+from engine.config.data import DataConfig
+from engine.config.schema import ModelConfig, OptimConfig, PretrainConfig, TrainConfig
 from engine.training import assemble
 from loaders.errors import UserError
 from loaders.packs import agree, superset
@@ -128,7 +129,7 @@ def test_pre_training_on_a_superset_says_what_is_in_it_and_what_cannot_be_scored
         name="superset",
         folder=str(tmp_path / "run"),
         data=DataConfig(train=[str(folder / f"{n}.h5") for n in ("padchest", "chex", "nih")],
-                        val=str(tmp_path / "val.h5"), augment="xray", size=32, backend="host"),
+                        val=str(tmp_path / "val.h5"), overlap="allow", augment="xray", size=32, backend="host"),
         model=ModelConfig(name="R20x0.25-32px", num_classes=3),
         optim=OptimConfig(base_lr=0.01),
         train=TrainConfig(global_batch=8, device="cpu", precision="fp32"),
@@ -152,14 +153,17 @@ def test_two_ranks_train_on_a_superset_as_one_does(packs, tmp_path, launch):
         common = ["-m", "engine.pretrain", "demo", "model.name=R20x0.25-32px", "data.augment=xray", "data.size=32",
                   f"data.train=[{folder / 'chex.h5'},{folder / 'nih.h5'}]",
                   "data.resize=null", "train.global_batch=8", "schedule.epochs=null", "schedule.steps=4",
-                  "schedule.warmup_steps=1", "train.log_every=1", "train.eval_every=0.5", f"folder={run}"]  # fmt: skip
+                  "schedule.warmup_steps=1", "train.log_every=1", "train.eval_every=0.5", f"folder={run}",
+                  "data.overlap=allow"]  # fmt: skip
         done = launch(ranks, "mpirun", [*common, f"data.val={folder / 'padchest.h5'}"])
         assert done.returncode == 2, done.stdout
         assert done.stderr.count("padchest.h5 lacks the labels Edema") == 1  # which the other two share
         done = launch(ranks, "mpirun", [*common, f"data.val={folder / 'nih.h5'}"])
         assert done.returncode == 0, done.stderr
         assert "4 classes, binary cross entropy" in done.stdout
-        events[ranks] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert done.stdout.count("warning: 15 of 15 images of data.val are in data.train too") == 1
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        events[ranks] = [line for line in lines if "loss" in line]
     assert len(events[1]) == len(events[2]) >= 5
     for one, two in zip(events[1], events[2], strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)

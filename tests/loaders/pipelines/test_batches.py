@@ -133,6 +133,15 @@ def test_evaluation_gives_every_sample_once(tmp_path, backend, world):
 BROKEN = {4: b"no image at all", 21: next(images())[:200]}
 
 
+def blinded(data):
+    """A JPEG or PNG whose head and end are in order, and which does not decode."""
+    if data[:2] == b"\xff\xd8":
+        tables = data.index(b"\xff\xc4")  # without its codes no pixel can be read
+        return data[: tables + 5] + bytes([255] * 16) + data[tables + 21 :]
+    pixels = data.index(b"IDAT") + 4
+    return data[:pixels] + b"\0" * 20 + data[pixels + 20 :]
+
+
 def test_bad_records_are_replaced_reported_and_counted(tmp_path, backend, caplog):
     """All other samples of the batch stay what they would have been."""
     sound, broken = write(tmp_path / "sound.h5"), write(tmp_path / "broken.h5", BROKEN)
@@ -173,6 +182,40 @@ def test_too_many_bad_records_end_the_run(tmp_path, backend):
         next(train_batches(everything, plan(), natural_train(32), backend=backend, bad_budget=99))
 
 
+@pytest.mark.parametrize("micro", [1, 2, 8, 24])
+def test_a_decoder_that_always_fails_ends_the_run_with_its_own_words(tmp_path, backend, monkeypatch, caplog, micro):
+    """And blames no record: also in micro-batches of one, and in those that are larger than the budget."""
+    pack = write(tmp_path / "p.h5")
+    where = f"loaders.pipelines.{backend}.{'HostPipeline' if backend == 'host' else 'DaliPipeline'}.next_images"
+    tried = []
+
+    def fails(self):
+        tried.append(next(self._requests).ids.tolist())
+        raise RuntimeError("Critical error in pipeline:\nerror 8: no codec can decode the region\nstack")
+
+    monkeypatch.setattr(where, fails)
+    order = TrainPlan(np.arange(RECORDS), global_batch=micro, seed=1)
+    batches = train_batches(pack, order, natural_train(32), backend=backend)
+    with pytest.raises(UserError, match="error 8: no codec can decode the region") as stopped:
+        next(batches)
+    assert "bad_budget" not in str(stopped.value)
+    assert "data.backend=" in str(stopped.value)
+    assert not batches.bad
+    assert not caplog.records
+    assert 2 < len(tried) <= 1 + 16
+
+
+def test_a_bad_record_in_a_micro_batch_of_one_is_told_from_a_decoder_that_fails(tmp_path, backend):
+    pack = write(tmp_path / "p.h5", {21: blinded(list(images())[21])})
+    order = EvalPlan(np.array([20, 21, 22]), batch=1)
+    with eval_batches(pack, order, natural_eval(32), backend=backend) as batches:
+        assert [batch.ids.tolist() for batch in batches] == [[20], [22], [22]]
+        assert set(batches.bad) == {21}
+    alone = eval_batches(pack, EvalPlan(np.array([21]), batch=1), natural_eval(32), backend=backend)
+    with pytest.raises(UserError, match="none of the selected"):
+        next(alone)
+
+
 def test_a_flipped_bit_that_decodes_is_found_by_checking(tmp_path, backend):
     """JPEG decoders take wrong bits in the middle of a picture for another picture."""
     pack = write(tmp_path / "p.h5")
@@ -200,3 +243,16 @@ def test_reading_that_cannot_be_is_refused(tmp_path):
         with pytest.raises(UserError):
             train_batches(pack, plan(), natural_train(32), **{"backend": "host", **how})
     assert choose_backend("host") == "host"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_DALI, reason="DALI is not installed")
+@pytest.mark.parametrize("decode", ["gpu", "mixed", "cpu"])
+def test_on_a_gpu_bad_records_are_replaced_and_resuming_is_exact(tmp_path, decode):
+    whole = list(images())
+    pack = write(tmp_path / "p.h5", {i: blinded(whole[i]) for i in (4, 21)})
+    how = {"backend": "dali", "device": "cuda", "decode": decode}
+    straight = read(pack, natural_train(32), 0, 6, **how)
+    same(read(pack, natural_train(32), 3, 6, **how), straight[3:])
+    assert not {4, 21} & {int(i) for _, _, ids in straight for i in ids}
+    assert all(pictures.isfinite().all() for pictures, _, _ in straight)

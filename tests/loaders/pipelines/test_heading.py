@@ -45,6 +45,26 @@ def test_what_is_no_image_is_named(kind):
         assert look(data[:end]), end
 
 
+@pytest.mark.parametrize("marker", [0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)])
+def test_frames_that_decoders_do_not_have_in_common_are_named(marker):
+    """Lossless, hierarchical and arithmetic ones, ITU-T T.81, table B.1."""
+    data = SOUND["baseline"].replace(b"\xff\xc0\x00", bytes([0xFF, marker, 0]), 1)
+    assert f"frame {marker:02x}" in look(data)
+
+
+@pytest.mark.parametrize("segment", [b"\xff\xcc\x00\x04\x00\x00", b"\xff\xc8\x00\x04ab", b"\xff\xff\xff\xee\x00\x02"])
+def test_other_segments_of_the_same_range_and_fill_bytes_are_no_frames(segment):
+    """Conditioning of arithmetic coding, the reserved JPG, and an empty segment after bytes that fill."""
+    assert look(SOUND["baseline"][:2] + segment + SOUND["baseline"][2:]) is None
+
+
+def test_a_second_frame_is_named():
+    data = SOUND["baseline"]
+    at = data.index(b"\xff\xc0\x00")
+    frame = data[at : at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")]
+    assert "frame c0" in look(data[:at] + frame + data[at:])
+
+
 def test_every_image_that_was_packed_passes(shared):
     """Photographs and radiographs of real cameras, some turned by EXIF: Pillow tells the sizes."""
     seen = 0
@@ -66,3 +86,8 @@ def test_damaged_images_do_not_end_the_process(backend):
     assert found["crashes"] == []
     assert sum(found["outcomes"].values()) == 100
     assert found["outcomes"]["before decoding"] > 40
+
+
+def test_sizes_of_two_bytes_are_read():
+    assert look(encoded(photo(1, 300, 520)), 300, 520) is None
+    assert "520x300 pixels, the index 8x44" in look(encoded(photo(1, 300, 520)), 300 & 255, 520 & 255)

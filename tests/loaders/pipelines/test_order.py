@@ -32,6 +32,19 @@ def test_any_number_of_ranks_sees_the_same_global_batches(blocks, last):
                 np.testing.assert_array_equal(found[1], draws)
 
 
+@pytest.mark.parametrize("micro", [1, 4, 6])
+def test_micro_batches_of_a_size_are_shared_by_any_number_of_ranks(micro):
+    """Also by 5 or 7, which do not divide a batch of 24: then some take one more."""
+    for step in (0, 5):
+        ids, draws = whole(step, 1)
+        for world in range(1, 24 // micro + 1):
+            each = [plan(rank=rank, world=world, micro=micro).step(step) for rank in range(world)]
+            assert {len(part.ids) for parts in each for part in parts} == {micro}
+            assert max(map(len, each)) - min(map(len, each)) <= 1
+            np.testing.assert_array_equal(np.concatenate([part.ids for parts in each for part in parts]), ids)
+            np.testing.assert_array_equal(np.concatenate([part.draws for parts in each for part in parts]), draws)
+
+
 @pytest.mark.parametrize("blocks", SHUFFLES)
 @pytest.mark.parametrize("stop", [1, 4, 11, 17])
 def test_a_run_goes_on_with_the_very_next_sample_on_another_number_of_ranks(blocks, stop):
@@ -173,7 +186,9 @@ def test_the_order_stays_what_it_was():
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [({"global_batch": 25, "world": 2}, "24 or 26"), ({"pool": []}, "empty"), ({"seed": -1}, "seed"),
-     ({"rank": 2, "world": 2}, "rank 2"), ({"last": "skip"}, "wrap, drop, fill")],
+     ({"micro": 3}, "1.33333 micro-batches of 3 for 1 ranks"), ({"micro": 2, "world": 3}, "2 micro-batches of 2 for 3"),
+     ({"micro": 2, "accumulate": 2}, "Say one of both"), ({"rank": 2, "world": 2}, "rank 2"),
+     ({"last": "skip"}, "wrap, drop, fill")],
 )  # fmt: skip
 def test_impossible_plans_are_refused(wrong, said):
     with pytest.raises(UserError, match=said):

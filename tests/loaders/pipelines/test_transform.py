@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy import stats
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as reference
 
@@ -20,6 +21,9 @@ from loaders.packs.writer import Record, ShardWriter, new_attributes
 from loaders.pipelines.batches import eval_batches, train_batches
 from loaders.pipelines.order import DRAWS, EvalPlan, TrainPlan, step_draws
 from loaders.pipelines.transform import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    KINDS,
     RANDAUGMENT_OPS,
     Affine,
     Transform,
@@ -97,9 +101,9 @@ def evaluated(pack, transform, backend, device="cpu"):
     return torch.cat([levels(b, transform)[b.valid.cpu()] for b in batches])
 
 
-def trained(pack, transform, backend, steps=4, seed=2, device="cpu"):
+def trained(pack, transform, backend, steps=4, seed=2, **how):
     plan = TrainPlan(np.arange(len(pack)), global_batch=16, seed=seed)
-    batches = train_batches(pack, plan, transform, last_step=steps, backend=backend, device=device)
+    batches = train_batches(pack, plan, transform, last_step=steps, backend=backend, **how)
     return torch.cat([levels(step[0], transform) for step in batches])
 
 
@@ -158,13 +162,54 @@ def test_host_and_dali_train_on_the_same_pictures(photos, transform):
     assert (host.mean() - dali.mean()).abs() < 0.5
 
 
+TRAINED = {
+    "natural": natural_train(224),
+    "enlarged": natural_train(384),
+    "strong": natural_train(96, (2, 9)),
+    "tiny windows": replace(natural_train(64), scale=(0.001, 0.05), ratio=(0.2, 5)),
+    "crop": bit_train(160, 128),
+    "odd crop": bit_train(97, 31),
+    "xray": xray_train(224),
+    "xray, still": replace(xray_train(131), affine=None),
+    "none": natural_eval(224),
+    "area": replace(natural_train(160), downscale="area"),
+    "short crop": replace(natural_eval(160), kind="random_short_crop"),
+}
+
+
+@needs_dali
+@pytest.mark.parametrize("name", TRAINED)
+def test_decoding_the_window_or_cutting_it_from_the_whole_gives_the_same_pixels(real, name):
+    """Which of them runs depends on where images are decoded: on a GPU whole ones are. No level may differ by it."""
+    whole, window = (trained(real, TRAINED[name], "dali", steps=3, region=region) for region in ("whole", "slice"))
+    assert (whole - window).abs().max() < 1.01
+    if name == "natural":
+        assert torch.equal(window, trained(real, TRAINED[name], "dali", steps=3))  # what `auto` takes on a CPU
+
+
+@needs_dali
+def test_windows_of_16_bits_and_of_images_on_their_side_are_the_same_either_way(tmp_path):
+    turned = [Image.Exif() for _ in range(8)]
+    for number, exif in enumerate(turned):
+        exif[0x0112] = number + 1
+    files = [encoded(photo(i, 50 + 9 * i, 120), exif=exif, quality=95) for i, exif in enumerate(turned)]
+    deep = [encoded(Image.fromarray(gray16(i, 60, 90 + i)), "PNG") for i in range(8)]
+    for number, some in enumerate((files, deep, files + deep)):
+        checked = [check_image(data) for data in some]
+        pack = pack_of(tmp_path / f"{number}.h5", [(c.data, c.height, c.width) for c in checked])
+        for transform in (natural_train(48), xray_train(48)):
+            whole, window = (trained(pack, transform, "dali", 2, region=region) for region in ("whole", "slice"))
+            assert (whole - window).abs().max() < 1.01
+
+
 @needs_dali
 @pytest.mark.gpu
 def test_a_gpu_decodes_and_augments_alike(photos):
     for transform in EVALUATIONS.values():
         difference = (evaluated(photos, transform, "dali", "cuda") - evaluated(photos, transform, "dali")).abs()
         assert difference.flatten(1).mean(1).max() < 2
-    for transform in (natural_train(224), natural_train(96, (2, 9)), bit_train(160, 128), xray_train(224)):
+    published = replace(xray_train(224), affine=Affine(translate=0.25, outside="reflect"), downscale="area")
+    for transform in (natural_train(224), natural_train(96, (2, 9)), bit_train(160, 128), xray_train(224), published):
         gpu = trained(photos, transform, "dali", device="cuda")
         assert (gpu - trained(photos, transform, "dali")).abs().mean() < 2
         assert torch.equal(gpu, trained(photos, transform, "dali", device="cuda"))
@@ -233,7 +278,7 @@ def test_random_crops_are_distributed_as_dalis(size):
         assert stats.chi2_contingency(table).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("kind", ["random_resized_crop", "random_crop", "center_crop", "resize", "xray"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_windows_lie_within_any_image(kind):
     sizes = np.random.default_rng(0).integers(1, 600, (3000, 2))
     sizes[:4] = [[1, 1], [1, 900], [900, 1], [2, 3]]
@@ -336,7 +381,53 @@ def test_awkward_files_look_the_same_on_both(tmp_path):
     assert (host - dali).abs().flatten(1).mean(1).max() < 2
 
 
-def test_transforms_that_cannot_be_are_refused():
-    for wrong in ({"kind": "zoom"}, {"size": 0}, {"resize": 10}, {"scale": (0.5, 0.1)}, {"randaugment": (7, 9)}):
-        with pytest.raises(UserError):
-            Transform(**{"kind": "random_crop", "size": 32, **wrong})
+@pytest.mark.parametrize(
+    "wrong",
+    [{"kind": "zoom"}, {"size": 0}, {"resize": 31}, {"scale": (0.5, 0.1)}, {"scale": (0.0, 0.1)}, {"ratio": (2.0, 1.0)},
+     {"ratio": (0.0, 1.0)}, {"randaugment": (0, 9)}, {"randaugment": (7, 9)}, {"randaugment": (2, -1)},
+     {"randaugment": (2, 31)}],
+)  # fmt: skip
+def test_transforms_that_cannot_be_are_refused(wrong):
+    with pytest.raises(UserError):
+        Transform(**{"kind": "random_crop", "size": 32, **wrong})
+
+
+@pytest.mark.parametrize(
+    "right",
+    [{"size": 1}, {"resize": 32}, {"scale": (0.3, 0.3)}, {"ratio": (2.0, 2.0)}, {"randaugment": (1, 0)},
+     {"randaugment": (6, 30)}],
+)  # fmt: skip
+def test_transforms_at_the_ends_of_their_ranges_are_taken(right):
+    Transform(**{"kind": "random_crop", "size": 32, **right})
+
+
+def test_the_constants_are_those_of_imagenet():
+    assert (IMAGENET_MEAN, IMAGENET_STD) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+
+
+@pytest.mark.parametrize(
+    "transform,random",
+    [
+        (Transform("center_crop", 8, resize=10), False),
+        (Transform("resize", 8), False),
+        (Transform("resize", 8, flip=True), True),
+        (Transform("random_crop", 8, resize=10), True),
+        (natural_train(8), True),
+        (natural_eval(8), False),
+        (xray_train(8), True),
+        (xray_eval(8), False),
+    ],
+)
+def test_what_draws_nothing_is_the_same_each_time(transform, random):
+    assert transform.random == random
+
+
+def test_random_windows_reach_the_last_pixel():
+    draws = step_draws(0, 0, 0, 2000)
+    for at in (0, 1 - 2**-53):
+        draws[:, 20:22] = at  # their places
+        box = windows(natural_train(8), np.full((2000, 2), 100), draws)
+        smaller = (box[:, 2:] < 100).all(1)
+        assert smaller.sum() > 1000
+        edge = box[smaller, :2] + (box[smaller, 2:] if at else 0)
+        assert (edge == (100 if at else 0)).all()

@@ -95,6 +95,11 @@ def test_a_class_without_images_is_named(tmp_path, capsys):
     packed(source, tmp_path)
     said = capsys.readouterr().out
     assert "warning: 1 folders hold no images and become no class: horse" in said
+    packed(source.parent, tmp_path, "--under", source.name)
+    assert "warning: 1 folders hold no images and become no class: horse" in capsys.readouterr().out
+    (source / "horse").rmdir()
+    packed(source.parent, tmp_path, "--under", source.name)
+    assert "become no class" not in capsys.readouterr().out  # the folder itself is none
     assert "3 classes: the smallest, one, has 1 images, the largest, cat, 2" in said
     assert "warning: 1 classes have fewer than 2 images: one" in said
 
@@ -117,3 +122,14 @@ def test_lmdb_keys_are_folders_too(tmp_path, capsys):
     assert sorted(found) == sorted([*PLAIN, "cat/augmented/0.jpg"])
     assert "skipped 3 images" in capsys.readouterr().out
     assert lmdb.listing(str(tmp_path / "db"), None, {"level": "last"}).class_names == ("augmented", "cat", "dog")
+
+
+def test_folders_elsewhere_are_named_by_their_images(tmp_path, capsys):
+    source = source_of(tmp_path, "folder", ["set/cat/0.jpg", "set/dog/0.jpg", "@eaDir/deep/0.jpg"])
+    (source / "text").mkdir()
+    (source / "text" / "of").mkdir()
+    (source / "text" / "of" / "0.txt").write_text("")
+    said = refused(capsys, source, tmp_path, "--under", "nothing")
+    assert "set" in said
+    assert "text" not in said
+    assert "eaDir" not in said

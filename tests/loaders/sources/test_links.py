@@ -6,7 +6,7 @@ import tarfile
 
 import pytest
 
-from tests.support.packing import packed, refused
+from tests.support.packing import packed, refused, run
 from tests.support.pictures import encoded, folder, photo, tar_of
 
 
@@ -104,3 +104,57 @@ def test_folders_that_cannot_be_read_are_named(tmp_path, capsys, monkeypatch):
     assert "in/dog cannot be read: Permission denied" in refused(capsys, tmp_path / "in", tmp_path)
     assert "tars/y cannot be read" in refused(capsys, tmp_path / "tars/*/a.tar", tmp_path)
     assert "tars/y cannot be read" in refused(capsys, tmp_path / "tars/**/a.tar", tmp_path)
+
+
+def two_tars(root):
+    """Bytes of two tars of a class each."""
+    for name in ("bird", "cat"):
+        tar_of(root / f"{name}.tar", {f"{name}/{k}.jpg": encoded(photo(k)) for k in range(3)})
+    return (root / "bird.tar").read_bytes(), (root / "cat.tar").read_bytes()
+
+
+def test_tars_that_were_joined_by_cat_are_refused(tmp_path, capsys):
+    """Python's tarfile, and tar itself, stop at the end of the first one."""
+    (tmp_path / "both.tar").write_bytes(b"".join(two_tars(tmp_path)))
+    assert "tar --concatenate" in refused(capsys, tmp_path / "both.tar", tmp_path)
+    (tmp_path / "both.tar").unlink()
+    assert packed(tmp_path / "*.tar", tmp_path)[1].class_names == ["bird", "cat"]
+
+
+@pytest.mark.parametrize("at", [0, 100, 300])
+def test_a_tar_that_is_damaged_between_its_files_is_refused(tmp_path, capsys, at):
+    first, _ = two_tars(tmp_path)
+    second = first.index(b"bird/1.jpg") + at  # the header of the second file
+    (tmp_path / "broken.tar").write_bytes(first[:second] + b"\xff" * 9 + first[second + 9 :])
+    assert "damaged" in refused(capsys, tmp_path / "broken.tar", tmp_path)
+
+
+def test_a_tar_without_its_end_is_told(tmp_path, capsys):
+    first, _ = two_tars(tmp_path)
+    (tmp_path / "cut.tar").write_bytes(first[: first.index(b"bird/2.jpg")])
+    assert len(packed(tmp_path / "cut.tar", tmp_path)[0]) == 2
+    assert "warning: " in (said := capsys.readouterr().out) and "no end mark" in said
+
+
+def test_names_that_come_again_in_a_tar_are_counted(tmp_path, capsys):
+    with tarfile.open(tmp_path / "again.tar", "w") as tar:
+        for number in (1, 2):
+            for name, data in (("a.jpg", encoded(photo(number))), ("a.cls", b"3")):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    found, _ = packed(tmp_path / "again.tar", tmp_path)
+    assert found["a.jpg"][0] == encoded(photo(2))
+    assert "2 files of" in (said := capsys.readouterr().out) and "such as a.jpg" in said
+
+
+def test_a_pipe_in_a_folder_is_no_image_and_no_trap(tmp_path, capsys):
+    folder(tmp_path / "images", per_class=1)
+    os.mkfifo(tmp_path / "images/cat/pipe.jpg")
+    assert run(tmp_path / "images", tmp_path / "out.h5", "--workers", "0", "--skip-bad") == 0
+    assert "bad: cat/pipe.jpg: it is no file, but a pipe" in capsys.readouterr().err
+
+
+def test_a_comma_in_a_path_does_not_become_a_label(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("path,label\n1.jpg,cat\nbig, red/2.jpg,cat\n")
+    assert "line 3: 3 values, but the first line names 2" in refused(capsys, tmp_path / "a.csv", tmp_path)

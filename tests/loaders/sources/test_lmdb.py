@@ -2,11 +2,14 @@
 
 import os
 import pickle
+import struct
 
+import numpy as np
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from loaders.packs.shard import Pack
+from loaders.sources.wire.lmdb_file import LmdbFile
 from tests.support.packing import packed, refused, run
 from tests.support.pictures import encoded, photo
 
@@ -95,3 +98,76 @@ def test_lmdb_of_something_else_is_refused_and_runs_no_code(tmp_path, capsys, mo
     monkeypatch.chdir(tmp_path)
     assert said in refused(capsys, write_lmdb(tmp_path / "db", {"a/0": value}), tmp_path)
     assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize(("entries", "longest"), [(0, 1), (1, 9), (700, 300), (9000, 40)])
+def test_the_database_is_read_as_the_library_reads_it(tmp_path, entries, longest):
+    lmdb = pytest.importorskip("lmdb", reason="the package lmdb is not installed")
+    random = np.random.default_rng(entries)
+    there = {}
+    with lmdb.open(str(tmp_path), map_size=1 << 26) as environment:
+        for _ in range(2):  # in two transactions, with holes: pages are used again
+            with environment.begin(write=True) as transaction:
+                for k in range(entries):
+                    key = b"%d-" % random.integers(10**6) + random.bytes(int(random.integers(longest)))
+                    value = random.bytes(int(random.integers(1, 20 if k % 50 else 20_000)))
+                    transaction.put(key, value)
+                for key in [key for n, (key, _) in enumerate(transaction.cursor()) if n % 7 == 3]:
+                    transaction.delete(key)
+        with environment.begin() as transaction:
+            there = dict(transaction.cursor())
+    database = LmdbFile(str(tmp_path / "data.mdb"))
+    found = [(key, value[:]) for key, value in database.items()]
+    assert found == list(there.items())
+    assert all(database.get(key)[:] == value for key, value in list(there.items())[::17])
+    assert all(database.get(key + b"\0") is None for key in list(there)[::17]) and database.get(b"") is None
+
+
+def test_a_value_that_is_cut_away_while_it_is_held_is_an_error(tmp_path):
+    database = LmdbFile(str(write_lmdb(tmp_path / "a", {"k": bytes(50_000)}) / "data.mdb"))
+    value = database.get(b"k")
+    os.truncate(tmp_path / "a" / "data.mdb", 9000)
+    assert len(value) == 50_000
+    with pytest.raises(ValueError, match="ends before byte 12,304"):
+        value[:]
+
+
+def by_hand(page, values, depth=1):
+    """An LMDB of two descriptions, a leaf and the pages of its values, as mdb.c of LMDB 0.9 lays them out."""
+
+    def meta(transaction, depth, root):
+        trees = [struct.pack("<IHHQQQQQ", page, *tree) for tree in (
+            (8, 0, 0, 0, 0, 0, 2**64 - 1), (0, depth, 0, 1, len(overflow) // page, len(values), root))]  # fmt: skip
+        last = 2 + len(overflow) // page
+        return struct.pack("<IIQQ", 0xBEEFC0DE, 1, 0, 1 << 30) + b"".join(trees) + struct.pack("<QQ", last, transaction)
+
+    nodes, places, overflow, at = b"", [], b"", page
+    for key, value in values.items():
+        first = 3 + len(overflow) // page
+        node = struct.pack("<HHHH", len(value) & 0xFFFF, len(value) >> 16, 1, len(key)) + key + struct.pack("<Q", first)
+        node += bytes(len(node) % 2)
+        pages = -(-(len(value) + 16) // page)
+        overflow += (struct.pack("<QHHI", first, 0, 4, pages) + value).ljust(pages * page, b"\0")
+        at -= len(node)
+        places.append(at)
+        nodes = node + nodes
+    pages = [struct.pack("<QHHHH", n, 0, 8, 0, 0) + meta(n, depth, 2) for n in (0, 1)]
+    leaf = struct.pack("<QHHHH", 2, 0, 2, 16 + 2 * len(places), at) + struct.pack(f"<{len(places)}H", *places)
+    return b"".join(each.ljust(page, b"\0") for each in pages) + leaf.ljust(at, b"\0") + nodes + overflow
+
+
+@pytest.mark.parametrize("page", [512, 4096, 65536])
+def test_pages_of_any_size(tmp_path, page):
+    """Of a machine's memory pages: 64 KiB on some. The last value ends with the file."""
+    values = {b"a": b"1" * 10, b"b": b"2" * (page - 16)}
+    (tmp_path / "data.mdb").write_bytes(by_hand(page, values))
+    found = LmdbFile(str(tmp_path / "data.mdb"))
+    assert {key: span[:] for key, span in found.items()} == values
+    assert {key: found.get(key)[:] for key in values} == values
+
+
+@pytest.mark.parametrize("depth", [0, 33])
+def test_a_tree_without_a_depth_is_named(tmp_path, depth):
+    (tmp_path / "data.mdb").write_bytes(by_hand(4096, {b"a": b"1"}, depth))
+    with pytest.raises(ValueError, match=f"depth {depth}"):
+        LmdbFile(str(tmp_path / "data.mdb"))

@@ -11,6 +11,7 @@ from loaders.sources.kinds.xray.files import locate, names_in
 from loaders.sources.kinds.xray.labels import patient_numbers
 from loaders.sources.kinds.xray.splits import shuffled_first
 from loaders.sources.listing import Listing, TableBuilder, file_below, file_in_folder
+from loaders.sources.names import as_text
 
 # The two sets of the US National Library of Medicine: how file names begin, where they may lie, how many there are.
 _TB_SETS = {
@@ -39,7 +40,7 @@ def tuberculosis(folder: Path, side: str | None) -> Listing:
         train = shuffled_first(len(files), _TB_TRAIN).tolist()
         for file, in_train in zip(files, train, strict=True):
             if side is None or in_train == (side == "train"):
-                builder.add(f"{name}/{file}", int(file[-5]), str(place))
+                builder.add(as_text(f"{name}/{file}"), int(file[-5]), str(place))
     if not found:
         looked = [f"{place}/{prefix}*.png" for prefix, places, _ in _TB_SETS.values() for place in places]
         raise UserError(f"{folder} holds none of the tuberculosis images: looked for {', '.join(looked)}")
@@ -68,8 +69,8 @@ def covidx(folder: Path, side: str | None, skip: bool) -> Listing:
     builder = TableBuilder(file_below)
     for path, label, group in zip(paths, labels, patient_numbers(np.array(patients)).tolist(), strict=True):
         if path:
-            builder.add(path, names.index(label), str(folder), group=group)
-    return Listing(builder.table(), names, notes=notes)
+            builder.add(as_text(path), names.index(label), str(folder), group=group)
+    return Listing(builder.table(), tuple(map(as_text, names)), notes=notes)
 
 
 def _covidx_rows(path: Path) -> list[tuple[str, str, str]]:
@@ -85,7 +86,7 @@ def _covidx_rows(path: Path) -> list[tuple[str, str, str]]:
         )
     there = names_in(path.with_suffix(""))
     rows = []
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines(), 1):
         words = line.split()
         if len(words) >= 4:
             readings = [" ".join(words[k:-2]) for k in range(len(words) - 3, 0, -1)]

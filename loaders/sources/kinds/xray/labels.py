@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loaders.errors import UserError
+from loaders.errors import SystemRefusal, UserError, told
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,12 +105,15 @@ _SETS = {
 }
 
 
-def read_labels(name: str, folder: Path, file: Path | None = None, metadata: Path | None = None) -> Labels:
+def read_labels(
+    name: str, folder: Path, file: Path | None = None, metadata: Path | None = None, *, clear_devices: bool = False
+) -> Labels:
     """All images of a label file of `name`, of every view, in the file's order.
 
     `file`: the label file; None for the one that torchxrayvision ships (chexpert, nih, padchest). `metadata`: MIMIC's
-    table of images. `folder` must be one, and is not looked into. torchxrayvision leaves out some rows of PadChest:
-    without labels, of files known to be broken, of patients who were born after 2008 or nobody knows when.
+    table of images. `clear_devices`, of chexpert and mimic: "Support Devices" too is 0 where a row says "No Finding",
+    as the paper's code has it. `folder` must be one, and is not looked into. torchxrayvision leaves out some rows of
+    PadChest: without labels, of files known to be broken, of patients who were born after 2008 or nobody knows when.
     UserError for a file that is none, or that lacks a column.
     """
     made = _SETS[name]
@@ -131,6 +134,9 @@ def read_labels(name: str, folder: Path, file: Path | None = None, metadata: Pat
     if name == "mimic":  # a study without images
         there = table["dicom_id"].notna().to_numpy()
         table, labels = table[there], labels[there]
+    if clear_devices:
+        labels = labels.copy()
+        labels[table["No Finding"].to_numpy() == 1, names.index("Support Devices")] = 0
     if name == "nih":  # a finding spelt otherwise would be read as absent
         said = set("|".join(table["Finding Labels"].unique()).split("|"))
         if strange := sorted(said - {*names, "No Finding", ""}):
@@ -164,11 +170,12 @@ def read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     if not path.is_file():
         raise UserError(f"there is no label file {path}")
     try:
-        there = pd.read_csv(path, nrows=0).columns.tolist()
-        absent = [repr(name) for name in columns if name not in there]
-        if absent:
-            raise UserError(f"label file {path} lacks the column {', '.join(absent)}; it has {', '.join(there)}")
-        return pd.read_csv(path, usecols=list(columns), low_memory=False)
+        with told(f"label file {path} cannot be read"):
+            there = pd.read_csv(path, nrows=0).columns.tolist()
+            absent = [repr(name) for name in columns if name not in there]
+            if absent:
+                raise UserError(f"label file {path} lacks the column {', '.join(absent)}; it has {', '.join(there)}")
+            return pd.read_csv(path, usecols=list(columns), low_memory=False)
     except UserError:
         raise
     except (ValueError, OSError, EOFError, zlib.error) as error:  # pandas' own are ValueErrors
@@ -184,7 +191,7 @@ def patient_numbers(patients: np.ndarray) -> np.ndarray:
 def _patient_number(patient: str) -> int:
     if patient.isdecimal() and int(patient) < 2**63:
         return int(patient)
-    return int.from_bytes(hashlib.sha256(patient.encode()).digest()[:8], "big") >> 1
+    return int.from_bytes(hashlib.sha256(patient.encode(errors="surrogateescape")).digest()[:8], "big") >> 1
 
 
 class _ChexpertFile(str):
@@ -218,9 +225,11 @@ def _dataset(reader: str, folder: Path, words: dict[str, str], found: str) -> An
     state = np.random.get_state()  # it seeds NumPy's generator
     try:
         # Not its unique_patients: that mixes the first known value of each label over the images of a patient.
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), told(f"{found} cannot be read"):
             warnings.simplefilter("ignore")  # pandas' about code of torchxrayvision
             return getattr(datasets, reader)(str(folder), **words, views=["*"], unique_patients=False)
+    except SystemRefusal:
+        raise
     except Exception as error:  # it raises bare ones, and pandas whatever a strange file leads to
         raise UserError(
             f"torchxrayvision's {reader} cannot read {found} ({type(error).__name__}: {error});"

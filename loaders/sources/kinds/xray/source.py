@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
+from loaders.arguments import expanded
 from loaders.errors import UserError, unknown
 from loaders.sources.kinds.xray.classes import covidx, tuberculosis
 from loaders.sources.kinds.xray.files import locate
 from loaders.sources.kinds.xray.labels import Labels, patient_numbers, read_labels
 from loaders.sources.kinds.xray.splits import SPLITS, check_side, find_table, side_of_split
 from loaders.sources.listing import Listing, TableBuilder, file_below
+from loaders.sources.names import as_text
 
 KIND = "xray"
 NAMES = ("chexpert", "mimic", "nih", "padchest", "padchest-cl", "tuberculosis", "covidx")
@@ -20,12 +22,14 @@ SETTINGS = {
     "views": "projections, such as PA,AP (default: PA,AP; of PadChest PA,AP,AP Supine,L,COSTAL)",
     "unique_patients": "true: only the first image of each patient (default: false)",
     "split": "what --under takes a side of: patients (a tenth of them is test) or published (default: patients)",
+    "no_finding": "of chexpert, mimic: what it makes 0: findings, or all labels, devices too (default: findings)",
     "missing": "skip: leave out images that are not there (default: error)",
     "labels": "your own label file (default: the one in FOLDER, or the one that torchxrayvision ships)",
 }
 _VIEWS = ("PA", "AP")
 _PADCHEST_VIEWS = ("PA", "AP", "AP Supine", "L", "COSTAL")
 _CLASSES = {"tuberculosis": (), "covidx": ("missing",)}  # sets with one class per image, and their settings
+_WITH_DEVICES = ("chexpert", "mimic")  # a row may say both No Finding and Support Devices
 _MIMIC_LABELS, _MIMIC_IMAGES = "mimic-cxr-2.0.0-chexpert.csv", "mimic-cxr-2.0.0-metadata.csv"
 
 
@@ -39,6 +43,8 @@ class _Choice:
     """Only the first image of each patient."""
     split: str
     """Of SPLITS."""
+    clear_devices: bool
+    """Support Devices, too, are 0 where there is no finding."""
     skip: bool
     """Leave out images that are missing."""
     labels: Path | None
@@ -96,8 +102,9 @@ def _choice(settings: Mapping[str, str]) -> _Choice:
         views,
         one_of("unique_patients", ("false", "true")) == "true",
         one_of("split", SPLITS),
+        one_of("no_finding", ("findings", "all")) == "all",
         one_of("missing", ("error", "skip")) == "skip",
-        Path(settings["labels"]).expanduser() if "labels" in settings else None,
+        Path(expanded(settings["labels"])) if "labels" in settings else None,
     )
 
 
@@ -106,6 +113,10 @@ def _labelled(name: str, folder: Path, under: str | None, choice: _Choice) -> Li
     name = "padchest" if one_class else name
     if under:
         check_side(name, choice.split, under)
+    if choice.clear_devices and name not in _WITH_DEVICES:
+        raise UserError(
+            f"--set no_finding=all is for {' and '.join(_WITH_DEVICES)}; {name} has no label that it changes"
+        )
     labels = _read(name, folder, under, choice)
     labels = labels.take(_of_views(labels, choice.views, _PADCHEST_VIEWS if name == "padchest" else _VIEWS))
     if choice.unique_patients:
@@ -124,16 +135,15 @@ def _labelled(name: str, folder: Path, under: str | None, choice: _Choice) -> Li
     builder = TableBuilder(file_below)
     for path, value, group in zip(paths, values, patient_numbers(labels.patients).tolist(), strict=True):
         if path:
-            builder.add(path, value, str(folder), group=group)
+            builder.add(as_text(path), value, str(folder), group=group)
     return Listing(builder.table(), labels.names, notes=(*notes, *left_out))
 
 
 def _read(name: str, folder: Path, under: str | None, choice: _Choice) -> Labels:
     """Of the label file that is asked for, that lies in the folder, or that torchxrayvision ships."""
     if name == "mimic":
-        return read_labels(
-            name, folder, choice.labels or find_table(folder, _MIMIC_LABELS), find_table(folder, _MIMIC_IMAGES)
-        )
+        labels, images = choice.labels or find_table(folder, _MIMIC_LABELS), find_table(folder, _MIMIC_IMAGES)
+        return read_labels(name, folder, labels, images, clear_devices=choice.clear_devices)
     file = choice.labels
     if name == "chexpert":
         side = under if under and choice.split == "published" else "train"
@@ -143,7 +153,7 @@ def _read(name: str, folder: Path, under: str | None, choice: _Choice) -> Labels
             )
         own = folder / f"{side}.csv"
         file = file or (own if own.is_file() or side == "valid" else None)
-    return read_labels(name, folder, file)
+    return read_labels(name, folder, file, clear_devices=choice.clear_devices)
 
 
 def _of_views(labels: Labels, wanted: Sequence[str], default: Sequence[str]) -> np.ndarray:

@@ -69,7 +69,7 @@ def _nih(labels: Labels, folder: Path, side: str) -> np.ndarray:
             f"the published split of nih needs {path}; it comes with the images"
             " (https://nihcc.app.box.com/v/ChestXray-NIHCC)"
         )
-    return np.isin(labels.files.astype(str), path.read_text(errors="replace").split())
+    return np.isin(labels.files.astype(str), path.read_text(encoding="utf-8", errors="replace").split())
 
 
 def _mimic(labels: Labels, folder: Path, side: str) -> np.ndarray:

@@ -68,6 +68,20 @@ def test_chexpert_labels(tmp_path):
     assert patient_numbers(labels.patients).tolist() == raw["Path"].str.split("/").str[2].str[7:].astype(int).tolist()
 
 
+def test_no_finding_may_clear_devices_too(tmp_path):
+    """As the published code has it: the facts count the known positives of frontal rows that it overwrites."""
+    raw = read_shipped("chexpert")
+    plain, cleared = (read_labels("chexpert", tmp_path, clear_devices=clear) for clear in (False, True))
+    healthy, device = (raw["No Finding"] == 1).to_numpy(), raw["Support Devices"].to_numpy()
+    at = cleared.names.index("Support Devices")
+    frontal = np.isin(cleared.views, ("PA", "AP"))
+    assert ((plain.values[:, at] == 1) & (cleared.values[:, at] == 0) & frontal).sum() == 7_420
+    known = np.where(device == -1, np.nan, device)
+    np.testing.assert_array_equal(cleared.values[:, at], np.where(healthy, 0, known).astype(np.float32))
+    others = [k for k in range(13) if k != at]
+    np.testing.assert_array_equal(plain.values[:, others], cleared.values[:, others])
+
+
 def test_padchest_labels(tmp_path):
     raw = read_shipped("padchest")
     labels = read_labels("padchest", tmp_path)
@@ -192,6 +206,9 @@ def test_mimic_in_a_pack(tmp_path, packed_with):
         expected = frontal[finding].mask(frontal[finding] == -1).mask(frontal["No Finding"] == 1, 0)
         column = list(opened.class_names).index(finding.replace("Pleural Effusion", "Effusion"))
         np.testing.assert_array_equal(opened.labels[:, column], expected)
+    cleared = pack_of(f"xray:mimic:{tmp_path}", tmp_path, "--set", "no_finding=all")
+    device = frontal["Support Devices"].mask(frontal["Support Devices"] == -1).mask(frontal["No Finding"] == 1, 0)
+    np.testing.assert_array_equal(cleared.labels[:, list(cleared.class_names).index("Support Devices")], device)
 
 
 # Missing images
@@ -232,6 +249,9 @@ def test_help_explains_the_settings(capsys):
      ("xray:nih:{}", ["--set", "split=patients", "--set", "split=published"], "split twice"),
      ("xray:nih:{}", ["--set", "split=patient"], "did you mean 'patients'? there are: patients, published"),
      ("xray:nih:{}", ["--set", "unique_patients=yes"], "there are: false, true"),
+     ("xray:nih:{}", ["--set", "no_finding=all"], "is for chexpert and mimic; nih has no label that it changes"),
+     ("xray:covidx:{}", ["--set", "no_finding=all"], "--set no_finding=all is not for covidx"),
+     ("xray:mimic:{}", ["--set", "no_finding=devices"], "there are: findings, all"),
      ("xray:nih:{}", ["--set", "views=LL"], "AP (44,810), PA (67,310)"),
      ("xray:nih:{}", ["--set", "labels={}/absent.csv"], "there is no label file"),
      ("xray:nih:{}", ["--under", "val"], "there are: train, test"),

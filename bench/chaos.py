@@ -1,0 +1,263 @@
+"""python -m bench.chaos: goodput of a run that is disturbed again and again, and started again by jobs/supervise.py.
+
+A tiny network on handwritten digits trains on 2 ranks (torch.distributed over Gloo, on the CPU) twice: undisturbed, and
+with a disturbance each --mean-seconds on average. Said are the images per second of both, start-up included, what share
+of the one the other is, and whether both ended with the same weights and momentum, to the byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import random
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from engine.whole import json_text, write_json
+from loaders.arguments import COUNT, SEEDS, Number, as_path
+from loaders.errors import UserError
+from loaders.output import as_command
+
+if TYPE_CHECKING:
+    from bench.disturbed.disturb import Due, Job
+
+ROOT = Path(__file__).resolve().parents[1]
+RANKS, BATCH = 2, 64
+_ROOM = "64m"  # of the file system that is filled
+_WARM = "torch.utils.tensorboard,matplotlib.figure,engine.training.run,engine.comm.torch_distributed"
+_PILOT_S = 10.0  # of training, to know how many steps the time holds
+_SAYS_S = 15.0  # between two words on how far it is
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    about = __doc__ or ""
+    result = argparse.ArgumentParser(
+        prog="python -m bench.chaos", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = result.add_argument
+    add("--minutes", action=Number, within=(0.05, 1e4), default=20.0, help="undisturbed (default: %(default)s)")
+    add("--steps", action=Number, within=COUNT, help="of both runs, in place of --minutes")
+    add("--mean-seconds", action=Number, within=(0.5, 1e5), default=60.0, help="between two (default: %(default)s)")
+    add("--most", action=Number, within=COUNT, help="disturbances (default: no limit)")
+    add("--kinds", metavar="A,B,…", help="which ones (default: all that can be)")
+    add("--seed", action=Number, within=SEEDS, default=0, help="of what happens when (default: %(default)s)")
+    add("--save-every", action=Number, within=COUNT, help="steps between checkpoints (default: about 1 s)")
+    add("--timeout", action=Number, within=(1.0, 1e4), default=5.0, help="comm.timeout_s (default: %(default)s)")
+    add("--folder", type=as_path, metavar="DIR", help="where both runs go (default: a temporary folder)")
+    add("--json", type=as_path, metavar="FILE")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    options = parser().parse_args(argv)
+    from bench.disturbed import disturb
+    from bench.measured import timing  # torch, which --help need not wait for
+
+    kinds = list(disturb.KINDS) if options.kinds is None else options.kinds.split(",")
+    if unknown := [kind for kind in kinds if kind not in disturb.KINDS]:
+        raise UserError(f"there is no disturbance {unknown[0]!r}; there are: {', '.join(disturb.KINDS)}")
+    hardware = timing.hardware()  # with the load before ours
+    with contextlib.ExitStack() as stack:
+        place = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        place.mkdir(parents=True, exist_ok=True)
+        small, reason = stack.enter_context(_small_disk(place / "small", "disk_full" in kinds))
+        if reason:
+            print(f"disk_full is left out: {reason}", flush=True)
+            kinds.remove("disk_full")
+        pack = _pack(place)
+        steps, every = options.steps, options.save_every
+        if steps is None or every is None:
+            rate = _rate(_command(pack, place / "pilot", 10**7, 10**7, options.timeout), place / "pilot")
+            steps = steps or max(1, round(rate * 60 * options.minutes))
+            every = every or max(1, round(rate))
+        folders = {"undisturbed": place / "undisturbed", "disturbed": small / "disturbed"}
+        job = disturb.Job(folders["disturbed"], small / "filler", random.Random(options.seed), options.mean_seconds / 4)
+        due = itertools.islice(disturb.schedule(options.seed, options.mean_seconds, kinds), options.most)
+        ran = {}
+        for name, folder in folders.items():
+            command = _command(pack, folder, steps, every, options.timeout)
+            disturbs = (job, due) if name == "disturbed" else None
+            ran[name] = _supervised(command, folder, steps, place / f"{name}.log", disturbs)
+        identical = _identical(*folders.values())
+    seconds = {name: one["seconds"] for name, one in ran.items()}
+    done = ran["disturbed"]["done"]
+    found = {
+        "goodput_percent": 100 * seconds["undisturbed"] / seconds["disturbed"],
+        "identical": identical,
+        "images_per_second": {name: steps * BATCH / taken for name, taken in seconds.items()},
+        "disturbances": {kind: sum(one["kind"] == kind for one in done) for kind in kinds},
+        "starts": ran["disturbed"]["starts"],
+        "back_after_s": [one["back_after_s"] for one in done if "back_after_s" in one],
+    }
+    print(json_text(found, indent=1))
+    result = timing.record(
+        shlex.join(["python", "-m", "bench.chaos", *(sys.argv[1:] if argv is None else argv)]),
+        {name: timing.summarize([1e3 * taken]) for name, taken in seconds.items()},
+        supports="reliability",
+        spread="one run of each",
+        **found,
+        ranks=RANKS,
+        steps=steps,
+        batch=BATCH,
+        steps_between_checkpoints=every,
+        timeout_s=options.timeout,
+        seed=options.seed,
+        mean_seconds=options.mean_seconds,
+        kinds={kind: disturb.KINDS[kind] for kind in kinds},
+        left_out=reason,
+        done=done,
+    )
+    result["hardware"] = hardware
+    if options.json:
+        write_json(options.json, result)
+    return 0 if identical else 1
+
+
+@contextlib.contextmanager
+def _small_disk(place: Path, wanted: bool) -> Iterator[tuple[Path, str]]:
+    """A file system of `_ROOM` at `place`, and ""; where there can be none the folder, and why."""
+    place.mkdir(exist_ok=True)
+    words = ["mount", "-t", "tmpfs", "-o", f"size={_ROOM}", "boosterbit-chaos", str(place)]
+    try:
+        done = subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace") if wanted else None
+    except OSError as error:
+        done, reason = None, f"no mount: {error.strerror}"
+    else:
+        reason = "" if done is None or done.returncode == 0 else f"no file system to fill: {done.stderr.strip()}"
+    try:
+        yield place, reason
+    finally:
+        if done is not None and done.returncode == 0:
+            subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def _pack(place: Path) -> Path:
+    path = place / "digits.h5"
+    words = [sys.executable, "-m", "loaders.pack", "sklearn:digits", str(path), "--workers", "0", "--force"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace")
+    if done.returncode:
+        raise UserError(f"the digits could not be packed: {done.stderr.strip()}")
+    return path
+
+
+def _command(pack: Path, folder: Path, steps: int, every: int, timeout: float) -> list[str]:
+    """Words for `python` that are the run."""
+    settings = {
+        "name": "chaos", "folder": folder, "data.train": pack, "data.backend": "host", "comm.backend": "torch",
+        "comm.timeout_s": timeout, "train.device": "cpu", "train.global_batch": BATCH, "train.checkpoint_every": every,
+        "train.log_every": max(1, every // 4), "schedule.epochs": "null", "schedule.steps": steps,
+        "schedule.warmup_steps": 0,
+    }  # fmt: skip
+    words = ["-m", "bench.disturbed.ranks", str(RANKS), "-m", "engine.pretrain", "demo"]
+    return [*words, *(f"{key}={value}" for key, value in settings.items())]
+
+
+def _environment() -> dict[str, str]:
+    """Both runs get the same threads, or their sums would differ; no start asks git for the commit."""
+    from bench.measured.timing import commit
+
+    threads = max(1, len(os.sched_getaffinity(0)) // RANKS)
+    return os.environ | {"OMP_NUM_THREADS": str(threads), "BOOSTERBIT_COMMIT": commit()}
+
+
+def _rate(command: list[str], folder: Path) -> float:
+    """Steps per second of a run, which is ended then."""
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, env=_environment(), stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        while not (first := _step(folder)):
+            if process.poll() is not None:
+                raise UserError(
+                    f"the run ended with code {process.returncode} before it trained: {shlex.join(command)}"
+                )
+            time.sleep(0.1)
+        start = time.monotonic()
+        time.sleep(_PILOT_S)
+        return (_step(folder) - first) / (time.monotonic() - start)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _step(folder: Path) -> int:
+    """The newest logged step."""
+    with contextlib.suppress(OSError, ValueError):  # not there yet, or a line that is just being written
+        lines = (folder / "metrics.jsonl").read_bytes().splitlines()
+        return max((json.loads(line)["step"] for line in lines[-8:]), default=0)
+    return 0
+
+
+def _supervised(
+    command: list[str], folder: Path, steps: int, log: Path, disturbs: tuple[Job, Iterator[Due]] | None
+) -> dict[str, Any]:
+    """Seconds until the supervisor has seen a run's work done, its starts, and what befell it. UserError where it gave
+    up."""
+    words = [sys.executable, "-m", "jobs.supervise", "--folder", str(folder), "--wait", "1", "--silent", "60",
+             "--warm", _WARM, "--", sys.executable, *command]  # fmt: skip
+    job, due = disturbs or (None, iter(()))
+    with open(log, "w+b") as output:
+        start = told = time.monotonic()
+        process = subprocess.Popen(words, cwd=ROOT, env=_environment(), stdout=output, stderr=output)
+        done: list[dict[str, Any]] = []
+        coming, before = next(due, None), set[int]()  # ranks that were there when something befell them
+        try:
+            while process.poll() is None:
+                now = time.monotonic() - start
+                if job and before and (there := job.training()) and before.isdisjoint(there):
+                    done[-1]["back_after_s"], before = round(now - done[-1]["at_s"], 1), set()
+                if job and coming and now >= coming.at_s:
+                    there = job.training()
+                    if job.disturb(process.pid, coming.kind):
+                        done.append({"at_s": round(now, 1), "kind": coming.kind, "step": _step(folder)})
+                        print(f"{folder.name}: {now:.1f} s, step {done[-1]['step']}: {coming.kind}", flush=True)
+                        coming, before = next(due, None), set(there)
+                if time.monotonic() - told > _SAYS_S:
+                    told, step = time.monotonic(), _step(folder)
+                    left = f"{now / step * (steps - step):.0f} s left" if step else "it starts"
+                    said = f"step {step} of {steps}, {step * BATCH / now:.0f} images/s, {left}"
+                    print(f"{folder.name}: {now:.0f} s, {said}", flush=True)
+                time.sleep(0.05)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+        seconds = time.monotonic() - start
+        output.seek(0)
+        said = output.read().decode(errors="replace")
+    if process.returncode:
+        raise UserError(f"the {folder.name} run was given up with code {process.returncode}:\n{said[-3000:]}")
+    return {"seconds": seconds, "done": done, "starts": len(re.findall(r"supervise .*: start \d+, from", said))}
+
+
+def _identical(one: Path, other: Path) -> bool:
+    """Whether two runs have ended with the same weights and momentum, to the byte."""
+    import torch
+
+    from engine.saving import checkpoint
+
+    found = [checkpoint.load(checkpoint.find(folder)) for folder in (one, other)]
+    weights = [(each.path / checkpoint.WEIGHTS).read_bytes() for each in found]
+    momenta = [[each["momentum_buffer"] for each in one.state["optimizer"]["state"].values()] for one in found]
+    return weights[0] == weights[1] and all(map(torch.equal, *momenta))
+
+
+if __name__ == "__main__":
+    as_command(main)

@@ -1,0 +1,9 @@
+from .curves import plot as plot
+from .diagnosis import diagnose as diagnose
+from .metrics import MetricLog as MetricLog
+from .metrics import environment as environment
+from .progress import Progress as Progress
+from .ranks import RankTimes as RankTimes
+from .stopwatch import Stopwatch as Stopwatch
+from .tracking import TRACKERS as TRACKERS
+from .tracking import Tracker as Tracker

@@ -1,0 +1,6 @@
+"""Runs and results side by side as one page: a file that needs no server and no network."""
+
+import lazy_loader
+
+# The names in the stub beside this file are for others; each is imported when it is first asked for.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,12 @@
+from .charts import Chart as Chart
+from .charts import Series as Series
+from .document import Section as Section
+from .document import Sheet as Sheet
+from .document import Table as Table
+from .document import write as write
+from .inputs import of_inputs as of_inputs
+from .runs import Run as Run
+from .runs import read as read
+from .sections import of_results as of_results
+from .sections import of_runs as of_runs
+from .sections import of_times as of_times

@@ -1,0 +1,2 @@
+from .checkpoint import Checkpoint as Checkpoint
+from .checkpoint import find as find

@@ -1,0 +1,6 @@
+"""What scores are worth: how far they may be off, and whether two sources differ."""
+
+import lazy_loader
+
+# The names in the stub beside this file are for others; each is imported when it is first asked for.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

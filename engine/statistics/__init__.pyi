@@ -1,0 +1,10 @@
+from .bootstrap import interval as interval
+from .bootstrap import resamples as resamples
+from .intervals import of_mean_auc as of_mean_auc
+from .intervals import of_share as of_share
+from .paired import Difference as Difference
+from .paired import difference as difference
+from .paired import holm as holm
+from .scores import Images as Images
+from .scores import of_all as of_all
+from .scores import of_resamples as of_resamples

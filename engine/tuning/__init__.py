@@ -1,0 +1,6 @@
+"""What a run finds out by trying: how long it takes to start its operations, which micro-batch is fastest."""
+
+import lazy_loader
+
+# The names in the stub beside this file are for others; each is imported when it is first asked for.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
