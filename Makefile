@@ -46,6 +46,7 @@ demo: HOROVOD = 0
 demo: env
 	@$(RUN) python -m engine.demo
 
+test: export TRACKERS = 1
 test: env
 	@$(RUN) python -m pytest $(TESTS)
 

@@ -1,8 +1,12 @@
 """python -m bench.chaos: goodput of a run that is disturbed again and again, and started again by jobs/supervise.py.
 
+  python -m bench.chaos                                            20 minutes for each of the two runs
+  python -m bench.chaos --steps 200 --mean-seconds 1 --most 2      in seconds
+
 A tiny network on handwritten digits trains on 2 ranks (torch.distributed over Gloo, on the CPU) twice: undisturbed, and
-with a disturbance each --mean-seconds on average. Said are the images per second of both, start-up included, what share
-of the one the other is, and whether both ended with the same weights and momentum, to the byte.
+with a disturbance each --mean-seconds on average. The two take --turns, since a machine's speed drifts: each is stopped
+in good order, and goes on later. Said are the images per second of both, starts included, what share of the one the
+other is, and whether both ended with the same weights and momentum, to the byte.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +33,7 @@ if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from engine.whole import json_text, write_json
+from jobs.supervise import DONE, STOPPED
 from loaders.arguments import COUNT, SEEDS, Number, as_path
 from loaders.errors import UserError
 from loaders.output import as_command
@@ -37,6 +43,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 RANKS, BATCH = 2, 64
+NAMES = "undisturbed", "disturbed"
 _ROOM = "64m"  # of the file system that is filled
 _WARM = "torch.utils.tensorboard,matplotlib.figure,engine.training.run,engine.comm.torch_distributed"
 _PILOT_S = 10.0  # of training, to know how many steps the time holds
@@ -45,19 +52,19 @@ _SAYS_S = 15.0  # between two words on how far it is
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    about = __doc__ or ""
     result = argparse.ArgumentParser(
-        prog="python -m bench.chaos", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = result.add_argument
     add("--minutes", action=Number, within=(0.05, 1e4), default=20.0, help="undisturbed (default: %(default)s)")
     add("--steps", action=Number, within=COUNT, help="of both runs, in place of --minutes")
     add("--mean-seconds", action=Number, within=(0.5, 1e5), default=60.0, help="between two (default: %(default)s)")
     add("--most", action=Number, within=COUNT, help="disturbances (default: no limit)")
+    add("--turns", action=Number, within=COUNT, default=4, help="of each run (default: %(default)s)")
     add("--kinds", metavar="A,B,…", help="which ones (default: all that can be)")
     add("--seed", action=Number, within=SEEDS, default=0, help="of what happens when (default: %(default)s)")
     add("--save-every", action=Number, within=COUNT, help="steps between checkpoints (default: about 1 s)")
-    add("--timeout", action=Number, within=(1.0, 1e4), default=5.0, help="comm.timeout_s (default: %(default)s)")
+    add("--timeout", action=Number, within=(1.0, 1e4), default=3.0, help="comm.timeout_s (default: %(default)s)")
     add("--folder", type=as_path, metavar="DIR", help="where both runs go (default: a temporary folder)")
     add("--json", type=as_path, metavar="FILE")
     return result
@@ -76,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with contextlib.ExitStack() as stack:
         place = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         place.mkdir(parents=True, exist_ok=True)
-        small, reason = stack.enter_context(_small_disk(place / "small", "disk_full" in kinds))
+        disks = [_small_disk(place / name, "disk_full" in kinds) for name in NAMES]
+        (quiet, reason), (small, _) = [stack.enter_context(disk) for disk in disks]
         if reason:
             print(f"disk_full is left out: {reason}", flush=True)
             kinds.remove("disk_full")
@@ -86,31 +94,37 @@ def main(argv: Sequence[str] | None = None) -> int:
             rate = _rate(_command(pack, place / "pilot", 10**7, 10**7, options.timeout), place / "pilot")
             steps = steps or max(1, round(rate * 60 * options.minutes))
             every = every or max(1, round(rate))
-        folders = {"undisturbed": place / "undisturbed", "disturbed": small / "disturbed"}
-        job = disturb.Job(folders["disturbed"], small / "filler", random.Random(options.seed), options.mean_seconds / 4)
-        due = itertools.islice(disturb.schedule(options.seed, options.mean_seconds, kinds), options.most)
-        ran = {}
-        for name, folder in folders.items():
-            command = _command(pack, folder, steps, every, options.timeout)
-            disturbs = (job, due) if name == "disturbed" else None
-            ran[name] = _supervised(command, folder, steps, place / f"{name}.log", disturbs)
-        identical = _identical(*folders.values())
-    seconds = {name: one["seconds"] for name, one in ran.items()}
-    done = ran["disturbed"]["done"]
+        runs = [
+            _Run(name, _command(pack, disk / "run", steps, every, options.timeout), disk / "run", steps)
+            for name, disk in zip(NAMES, (quiet, small), strict=True)
+        ]
+        runs[1].job = disturb.Job(
+            runs[1].folder, small / "filler", random.Random(options.seed), options.mean_seconds / 4
+        )
+        runs[1].due = itertools.islice(disturb.schedule(options.seed, options.mean_seconds, kinds), options.most)
+        for turn in range(options.turns):
+            for run in runs:
+                run.go_on(-(-steps * (turn + 1) // options.turns), place / f"{run.name}-{turn}.log")
+        identical = _identical(*(run.folder for run in runs))
+    seconds, done = {run.name: run.seconds for run in runs}, runs[1].done
     found = {
-        "goodput_percent": 100 * seconds["undisturbed"] / seconds["disturbed"],
+        "goodput_percent": 100 * runs[0].seconds / runs[1].seconds,
         "identical": identical,
         "images_per_second": {name: steps * BATCH / taken for name, taken in seconds.items()},
         "disturbances": {kind: sum(one["kind"] == kind for one in done) for kind in kinds},
-        "starts": ran["disturbed"]["starts"],
+        "starts": {run.name: run.starts for run in runs},
         "back_after_s": [one["back_after_s"] for one in done if "back_after_s" in one],
+        "turns": [
+            {name: {"steps": upto, "seconds": taken} for name, (upto, taken) in zip(NAMES, pair, strict=True)}
+            for pair in zip(*(run.turns for run in runs), strict=True)
+        ],
     }
     print(json_text(found, indent=1))
     result = timing.record(
         shlex.join(["python", "-m", "bench.chaos", *(sys.argv[1:] if argv is None else argv)]),
         {name: timing.summarize([1e3 * taken]) for name, taken in seconds.items()},
         supports="reliability",
-        spread="one run of each",
+        spread=f"one run of each, in {options.turns} turns",
         **found,
         ranks=RANKS,
         steps=steps,
@@ -205,46 +219,77 @@ def _step(folder: Path) -> int:
     return 0
 
 
-def _supervised(
-    command: list[str], folder: Path, steps: int, log: Path, disturbs: tuple[Job, Iterator[Due]] | None
-) -> dict[str, Any]:
-    """Seconds until the supervisor has seen a run's work done, its starts, and what befell it. UserError where it gave
-    up."""
-    words = [sys.executable, "-m", "jobs.supervise", "--folder", str(folder), "--wait", "1", "--silent", "60",
-             "--warm", _WARM, "--", sys.executable, *command]  # fmt: skip
-    job, due = disturbs or (None, iter(()))
-    with open(log, "w+b") as output:
-        start = told = time.monotonic()
-        process = subprocess.Popen(words, cwd=ROOT, env=_environment(), stdout=output, stderr=output)
-        done: list[dict[str, Any]] = []
-        coming, before = next(due, None), set[int]()  # ranks that were there when something befell them
-        try:
-            while process.poll() is None:
-                now = time.monotonic() - start
-                if job and before and (there := job.training()) and before.isdisjoint(there):
-                    done[-1]["back_after_s"], before = round(now - done[-1]["at_s"], 1), set()
-                if job and coming and now >= coming.at_s:
-                    there = job.training()
-                    if job.disturb(process.pid, coming.kind):
-                        done.append({"at_s": round(now, 1), "kind": coming.kind, "step": _step(folder)})
-                        print(f"{folder.name}: {now:.1f} s, step {done[-1]['step']}: {coming.kind}", flush=True)
-                        coming, before = next(due, None), set(there)
-                if time.monotonic() - told > _SAYS_S:
-                    told, step = time.monotonic(), _step(folder)
-                    left = f"{now / step * (steps - step):.0f} s left" if step else "it starts"
-                    said = f"step {step} of {steps}, {step * BATCH / now:.0f} images/s, {left}"
-                    print(f"{folder.name}: {now:.0f} s, {said}", flush=True)
-                time.sleep(0.05)
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-        seconds = time.monotonic() - start
-        output.seek(0)
-        said = output.read().decode(errors="replace")
-    if process.returncode:
-        raise UserError(f"the {folder.name} run was given up with code {process.returncode}:\n{said[-3000:]}")
-    return {"seconds": seconds, "done": done, "starts": len(re.findall(r"supervise .*: start \d+, from", said))}
+@dataclass
+class _Run:
+    """A supervised run, and what befalls it."""
+
+    name: str
+    command: list[str]
+    folder: Path
+    steps: int
+    job: Job | None = None
+    due: Iterator[Due] = iter(())
+    seconds: float = 0.0  # of all turns, until the supervisor had ended
+    starts: int = 0
+    done: list[dict[str, Any]] = field(default_factory=list)  # disturbances
+    turns: list[tuple[int, float]] = field(default_factory=list)  # the newest logged step, and seconds
+    _coming: Due | None = None
+    _before: set[int] = field(default_factory=set)  # ranks that were there when something befell them
+
+    def go_on(self, until: int, log: Path) -> None:
+        """From where it is to step `until` and a little further, where it is stopped in good order, or to its end.
+        UserError where the supervisor gave up."""
+        words = [sys.executable, "-m", "jobs.supervise", "--folder", str(self.folder), "--wait", "1", "--silent", "60",
+                 "--warm", _WARM, "--", sys.executable, *self.command]  # fmt: skip
+        with open(log, "w+b") as output:
+            start = told = time.monotonic()
+            process = subprocess.Popen(words, cwd=ROOT, env=_environment(), stdout=output, stderr=output)
+            stopped = False
+            try:
+                while process.poll() is None:
+                    now = self.seconds + time.monotonic() - start
+                    if not stopped:
+                        self._befall(process.pid, now)
+                    if until < self.steps and not stopped and self._calm() and _step(self.folder) >= until:
+                        process.send_signal(signal.SIGUSR1)
+                        stopped = True
+                    if time.monotonic() - told > _SAYS_S:
+                        told, step = time.monotonic(), _step(self.folder)
+                        left = f"{now / step * (self.steps - step):.0f} s left" if step else "it starts"
+                        said = f"step {step} of {self.steps}, {step * BATCH / now:.0f} images/s, {left}"
+                        print(f"{self.name}: {now:.0f} s, {said}", flush=True)
+                    time.sleep(0.05)
+            finally:
+                if process.poll() is None:
+                    process.terminate()
+                    process.wait()
+            taken = time.monotonic() - start
+            output.seek(0)
+            said = output.read().decode(errors="replace")
+        if process.returncode not in ((STOPPED, DONE) if stopped else (DONE,)):
+            raise UserError(f"the {self.name} run was given up with code {process.returncode}:\n{said[-3000:]}")
+        self.seconds += taken
+        self.turns.append((_step(self.folder), taken))
+        self.starts += len(re.findall(r"supervise .*: start \d+, from", said))
+
+    def _calm(self) -> bool:
+        """Whether it can be stopped in good order."""
+        return not self._before and not (self.job and self.job.filler.exists())
+
+    def _befall(self, supervisor: int, now: float) -> None:
+        """See whether all ranks are back from the last disturbance; do the next one, where it is due."""
+        if not self.job:
+            return
+        if self._before and (there := self.job.training()) and self._before.isdisjoint(there):
+            self.done[-1]["back_after_s"], self._before = round(now - self.done[-1]["at_s"], 1), set()
+        self._coming = self._coming or next(self.due, None)
+        if self._coming and now >= self._coming.at_s:
+            there = self.job.training()
+            if self.job.disturb(supervisor, self._coming.kind):
+                self.done.append({"at_s": round(now, 1), "kind": self._coming.kind, "step": _step(self.folder)})
+                print(f"{self.name}: {now:.1f} s, step {self.done[-1]['step']}: {self._coming.kind}", flush=True)
+                self._coming = None
+                self._before = set() if self.done[-1]["kind"] == "disk_full" else set(there)
 
 
 def _identical(one: Path, other: Path) -> bool:

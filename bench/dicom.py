@@ -1,5 +1,8 @@
 """python -m bench.dicom: images per second of packing DICOM, beside a loop over pydicom that writes the same PNGs.
 
+  python -m bench.dicom                                       2,048 pixels, 5 turns: minutes
+  python -m bench.dicom --images 8 --side 256 --turns 1       the same in seconds
+
 Both read the same made radiographs in turns within one run, the loop in one process; what they make is compared.
 """
 
@@ -24,7 +27,9 @@ OURS, PEER = "loaders.pack", "a loop over pydicom"
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(prog="python -m bench.dicom", description=__doc__.split("\n\n")[0])
+    result = argparse.ArgumentParser(
+        prog="python -m bench.dicom", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = result.add_argument
     add("--images", action=Number, within=COUNT, default=64, help="(default: %(default)s)")
     add("--side", action=Number, within=SIDE, default=2048, help="of each, pixels (default: %(default)s)")

@@ -1,4 +1,7 @@
-"""`python -m bench.kernel --model R50x1`: a step of AGC-SGD beside other optimizers, and beside what the memory allows.
+"""`python -m bench.kernel`: a step of AGC-SGD beside other optimizers, and beside what the memory allows.
+
+  python -m bench.kernel --model R50x1
+  python -m bench.kernel --model R20x0.25-32px --repeats 5          in seconds
 
 All work on the same parameters and gradients, interleaved in one run. The bound is the time in which a copy, measured
 in the same run, moves the 20 bytes a parameter that a step with momentum must move.

@@ -1,5 +1,8 @@
 """python -m bench.lagging: is a rank that lags named while the run goes on, and why? Trials with a known answer.
 
+  python -m bench.lagging                                     40 trials of each kind on 4 ranks: half an hour
+  python -m bench.lagging --trials 1 --ranks 2                in a minute
+
 Ranks on this machine train for some seconds, one of them slowed in its input, its computing or its link, or none. A
 step is that of one layer, and sleep with noise that a seed gives: so more ranks than cores do not disturb each
 other. The slow reader sleeps longer, the slow computation too; the slow link delays what goes through it by its bytes.
@@ -30,8 +33,9 @@ LONG, LONG_EVERY = 1200, 50  # of the run that says what watching costs: logged 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    about = __doc__ or ""
-    result = argparse.ArgumentParser(prog="python -m bench.lagging", description=about.split("\n\n")[0])
+    result = argparse.ArgumentParser(
+        prog="python -m bench.lagging", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = result.add_argument
     add("--trials", action=Number, within=COUNT, default=40, help="of each of four kinds (%(default)s)")
     add("--ranks", action=Number, within=(2, 64), default=4, help="(%(default)s)")

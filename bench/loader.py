@@ -1,5 +1,8 @@
 """python -m bench.loader SOURCE: images per second of the pack, of what limits it, and of other loaders.
 
+  python -m bench.loader imagenet-sample.tar --short-side 256
+  python -m bench.loader sklearn:digits --turns 1 --batches 2 --only pack,torchvision     in seconds
+
 All read the same images in turns within one run; each turn starts a loader anew, lets it deliver some batches, then
 times a number of them. Only ratios within a run mean something.
 """
@@ -22,7 +25,9 @@ from loaders.output import as_command
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(prog="python -m bench.loader", description=__doc__.split("\n\n")[0])
+    result = argparse.ArgumentParser(
+        prog="python -m bench.loader", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = result.add_argument
     add("source", type=as_place, metavar="SOURCE", help="anything that loaders.pack takes, such as imagenet-sample.tar")
     add(

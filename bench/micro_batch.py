@@ -1,5 +1,8 @@
 """python -m bench.micro_batch RECIPE key=value …: is what micro_batch=auto takes as fast as the best of a grid?
 
+  python -m loaders.pack sklearn:digits digits.h5
+  python -m bench.micro_batch demo data.train=digits.h5 --turns 1
+
 Lets it choose as a pre-training run would, with its clock, and then times each size of the grid in turns: the passes of
 the same network on the same images, on this process alone.
 """
@@ -27,8 +30,9 @@ from loaders.output import as_command
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    about = __doc__ or ""
-    result = argparse.ArgumentParser(prog="python -m bench.micro_batch", description=about.split("\n\n")[0])
+    result = argparse.ArgumentParser(
+        prog="python -m bench.micro_batch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = result.add_argument
     add("recipe", metavar="RECIPE", help="of engine.pretrain, or a YAML file")
     add("settings", nargs="*", metavar="key=value", help="changes to it")

@@ -1,5 +1,6 @@
 """Results in, the paper's tables and figures out.
 
+  python bench/report.py tables runs/*.jsonl --out report
   python bench/report.py tables runs/*.jsonl published/*.csv --out report
   python bench/report.py figures runs/finetune.jsonl --out report --format png
 

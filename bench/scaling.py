@@ -1,4 +1,7 @@
-"""How training scales from 1 to N GPUs: `python bench/scaling.py --gpus 1024`.
+"""How training scales from 1 to N GPUs: `python bench/scaling.py`.
+
+  python bench/scaling.py --gpus 1024                     modelled, in seconds, where there are fewer
+  srun python bench/scaling.py --gpus 64 --batch 128      measured, in an allocation of 64 tasks
 
 Inside a Slurm allocation, or under a launcher such as mpirun, with enough tasks: measures, by launching a step of
 each size. Elsewhere: models, and marks every row so. docs/scaling.md reads the table with you.

@@ -1,5 +1,8 @@
 """python -m bench.startup PACK: what a rank asks of the file system until its first step, as it lies and staged.
 
+  python -m loaders.pack sklearn:digits digits.h5
+  python -m bench.startup digits.h5 --stage /dev/shm          needs strace, and room for the environment
+
 Packs the environment as `jobs/submit.py --stage` does, unpacks it, and counts (strace) the calls of one rank that
 trains `demo` on PACK: all of them, and those to places that a cluster's nodes share: environment, its Python, tree,
 data, run folder.
@@ -31,8 +34,9 @@ SETTINGS = {
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    about = __doc__ or ""
-    result = argparse.ArgumentParser(prog="python -m bench.startup", description=about.split("\n\n")[0])
+    result = argparse.ArgumentParser(
+        prog="python -m bench.startup", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = result.add_argument
     add("pack", metavar="PACK", type=as_path, help="data.train of the rank")
     add("--stage", metavar="DIR", type=as_path, required=True, help="where it is unpacked, such as /dev/shm")

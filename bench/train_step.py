@@ -1,4 +1,7 @@
-"""Speed of one process's training step: `python bench/train_step.py --model R50x1`.
+"""Speed of one process's training step: `python bench/train_step.py`.
+
+  python bench/train_step.py --model R50x1 --precision bf16 --peers
+  python bench/train_step.py --model R20x0.25-32px --size 32 --batch 4 --repeats 2     in seconds
 
 Images/s (median and spread), forward, backward and optimizer, the share of the peak that the counted FLOPs make (MFU),
 and peak memory. Synthetic images, or a pack. `--json FILE` holds a profile that bench/scaling.py --profile takes.

@@ -42,6 +42,16 @@ ABOUT = """Fine-tune on targets × checkpoints × shots × seeds, as one file sa
 Results go to FOLDER/results.jsonl, a line for each run, and at the end also to FOLDER/results.csv in the published
 columns. The same command again does only the runs that are missing. Tables and figures: bench/report.py.
 
+A small one on digits, from the network that the example of `engine.pretrain --help` makes:
+
+  echo '{name: digits, checkpoints: {demo: runs/demo, random: random}, shots: [1, 5], seeds: [0],
+    set: {model: R8x0.25-8px}, targets: {digits: {recipe: demo, train: train.h5, test: test.h5}}}' > digits.yaml
+  python -m loaders.pack sklearn:digits train.h5 --part train --holdout 0.3
+  python -m loaders.pack sklearn:digits test.h5 --part test --holdout 0.3
+  python -m engine.sweep digits.yaml
+
+All that a file can say:
+
   name: transfer
   folder: runs/transfer             # default: runs/NAME
   keep: none                        # networks to keep in FOLDER/networks: all, none, or best: of each target's scores

@@ -78,7 +78,7 @@ def launch():
     Under mpirun, one list of words per rank may be given instead of one for all. `threads`: of each rank.
     """
 
-    def start(ranks, launcher, *words, timeout=120, threads=None):
+    def start(ranks, launcher, *words, timeout=300, threads=None):
         if launcher != "torchrun" and not has_horovod():
             pytest.skip("Horovod is not installed")
         if not Path(sys.executable).with_name(launcher).exists() and shutil.which(launcher) is None:

@@ -85,7 +85,7 @@ def test_two_ranks_share_the_batches_of_one(place, capsys):
     alone = ids_by_rank(capsys.readouterr().out)
     (place / "loop.py").write_text(text, encoding="utf-8")
     words, env = [*rank_command(2, "torchrun"), "loop.py"], rank_environment(2) | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, env=env, cwd=place, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, env=env, cwd=place, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     shared = ids_by_rank(done.stdout)
     assert set(alone) == {0} and set(shared) == {0, 1} and len(alone[0]) == 3

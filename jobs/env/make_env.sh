@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-VENV=${VENV:-.venv} PYTHON=${PYTHON:-python3} TORCH=${TORCH:-} MPI=${MPI:-auto} HOROVOD=${HOROVOD:-1}
+VENV=${VENV:-.venv} PYTHON=${PYTHON:-python3} TORCH=${TORCH:-} MPI=${MPI:-auto} HOROVOD=${HOROVOD:-1} TRACKERS=${TRACKERS:-0}
 VERSION=2.14.1 # of torch, which `pip install torch` gives for CUDA 13
 
 say() { printf '\033[1m▸ %s\033[0m\n' "$*"; }
@@ -91,6 +91,12 @@ else
     fi
     stage horovod "$(key jobs/env/build_horovod.sh <(echo "$torch_version $MPI ${HOROVOD_NCCL:-}" "$(command -v mpicxx)"))" \
         "Horovod for torch $torch_version (about 5 minutes, unless its wheel is in the cache)" horovod
+fi
+
+# What only a test asks for, and what would set back packages that others need: beside them, looked for last.
+if [[ $TRACKERS == 1 ]]; then
+    stage trackers "$(key jobs/env/trackers.txt)" "experiment trackers, for their test, in $VENV/trackers" \
+        pip install --disable-pip-version-check --progress-bar off --upgrade --target "$VENV/trackers" -r jobs/env/trackers.txt
 fi
 
 # The extension lies in this tree, which may share its environment with others.

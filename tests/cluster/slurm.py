@@ -145,14 +145,14 @@ class Cluster:
         seen = self.command("sinfo", "-h", "-o", "%T %D", check=False).stdout.split()
         return seen == ["idle", str(len(NODES))]
 
-    def _until(self, condition, what: str, seconds: float = 20) -> None:
+    def _until(self, condition, what: str, seconds: float = 120) -> None:
         end = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > end or any(process.poll() is not None for process in self._daemons):
                 raise RuntimeError(f"{what} did not start:\n{self.logs()}")
             time.sleep(0.1)
 
-    def command(self, *words: object, check: bool = True, timeout: float = 60, **more) -> subprocess.CompletedProcess:
+    def command(self, *words: object, check: bool = True, timeout: float = 300, **more) -> subprocess.CompletedProcess:
         """Run a Slurm command (or any other) as a user of this cluster."""
         done = subprocess.run(
             [str(word) for word in words], env=self.env | more.pop("env", {}), text=True,
@@ -171,7 +171,7 @@ class Cluster:
         """State of a job, such as RUNNING."""
         return self.show(job)["JobState"]
 
-    def hasten(self, job: str, timeout: float = 90) -> None:
+    def hasten(self, job: str, timeout: float = 300) -> None:
         """Wait until a job has gone back into the queue, where Slurm keeps it for two minutes, and let it start."""
         end = time.monotonic() + timeout
         while (found := self.show(job))["Restarts"] == "0" or found["JobState"] != "PENDING":
@@ -180,12 +180,14 @@ class Cluster:
             time.sleep(0.2)
         self.command("scontrol", "update", f"jobid={job}", "StartTime=now")
 
-    def wait(self, job: str, timeout: float = 60) -> str:
-        """The state in which a job ended."""
+    def wait(self, job: str, timeout: float = 300, hastened: bool = False) -> str:
+        """The state in which a job ended; `hastened`: it does not stay in the queue where it goes back there."""
         end = time.monotonic() + timeout
         while (state := self.state(job)) in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED"):
             if time.monotonic() > end:
                 raise AssertionError(f"job {job} is still {state} after {timeout} s\n{self.logs()}")
+            if hastened and state == "PENDING":
+                self.command("scontrol", "update", f"jobid={job}", "StartTime=now", check=False)
             time.sleep(0.2)
         return state
 

@@ -127,7 +127,7 @@ def test_a_killed_process_leaves_a_checkpoint_to_go_on_from(digits, tmp_path):
     command = [sys.executable, "-m", "engine.pretrain", "demo", *settings(digits, tmp_path / "run"), *more]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     checkpoints = tmp_path / "run" / "checkpoints"
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while len(places.complete(checkpoints)) < 2 and time.monotonic() < until:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
@@ -299,7 +299,7 @@ runpy.run_module(sys.argv[0], run_name="__main__")
 
 def test_a_signal_during_the_imports_ends_a_run_before_its_first_step(digits, tmp_path):
     words = ["-c", DURING_IMPORTS, "engine.pretrain", "demo", *settings(digits, tmp_path / "run")]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=300)
     assert done.returncode == 75, done.stderr
     assert "stopped by SIGTERM before the first step" in done.stderr
     assert not (tmp_path / "run").exists()

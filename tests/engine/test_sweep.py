@@ -162,7 +162,7 @@ def test_classes_with_fewer_images_than_shots_are_named(file, capsys):
 def test_workers_share_the_runs(file, tmp_path):
     path = file(seeds=[0], targets={"high": yaml.safe_load(file().read_text())["targets"]["high"]})
     done = subprocess.run([sys.executable, "-m", "engine.sweep", path, "--workers", "2"], cwd=ROOT,
-                          capture_output=True, text=True, timeout=120)  # fmt: skip
+                          capture_output=True, text=True, timeout=300)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert sorted(line["shot"] for line in lines(tmp_path / "study" / "results.jsonl")) == ["1", "1", "full", "full"]
     assert (tmp_path / "study" / "results.csv").exists()
@@ -243,7 +243,7 @@ def test_processes_that_end_at_the_same_moment_write_one_table(file, tmp_path, c
     text += f"s = sweep_file.read(Path({str(path)!r}))\n"
     text += "for _ in range(300): sweep.collect(s)"
     both = [subprocess.Popen([sys.executable, "-c", text], cwd=ROOT) for _ in range(2)]
-    assert [each.wait(timeout=60) for each in both] == [0, 0]
+    assert [each.wait(timeout=300) for each in both] == [0, 0]
     assert len(results.read([tmp_path / "study" / "results.csv"])) == 3
 
 
@@ -257,7 +257,7 @@ def test_the_workers_of_a_sweep_end_with_it(file, tmp_path, number, code):
     while begun.count("to do of which") < 2:
         begun += process.stdout.readline()
     process.send_signal(number)
-    said = process.communicate(timeout=60)[0]
+    said = process.communicate(timeout=300)[0]
     assert process.returncode == code
     assert said.count("the same command does the runs that are missing") == 2
     assert not (tmp_path / "study" / "results.jsonl").read_text()

@@ -21,7 +21,7 @@ SLURM = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "4",
 def test_under_a_launcher_it_measures_each_size(launch, tmp_path, digits):
     rows = tmp_path / "rows.json"
     data = ["--data", digits / "low-train.h5"]
-    done = launch(2, "mpirun", ["bench/scaling.py", "--gpus", "2", *SMALL, *data, "--json", rows], timeout=240)
+    done = launch(2, "mpirun", ["bench/scaling.py", "--gpus", "2", *SMALL, *data, "--json", rows], timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("measured: ") == 1  # one of the two tasks speaks
     content = json.loads(rows.read_text())

@@ -149,7 +149,7 @@ def test_bad_input_ends_all_ranks_with_one_message(launch, launcher, digits, tmp
 def test_what_one_rank_alone_cannot_read_ends_all(launch, digits, tmp_path):
     good = [*RUN, *packs(digits), f"folder={tmp_path / 'run'}"]
     bad = [*good, f"data.train={tmp_path / 'absent.h5'}"]
-    done = launch(2, "mpirun", good, bad, timeout=60)
+    done = launch(2, "mpirun", good, bad, timeout=300)
     assert done.returncode == 2
     assert "absent.h5" in done.stderr
     assert "on rank 1 of 2" in done.stderr
@@ -159,7 +159,7 @@ def test_what_breaks_one_rank_alone_ends_all(launch, digits, tmp_path):
     """Rank 1 dies of a defect in the middle of training: rank 0 must not wait for it in an all-reduce."""
     good = [*RUN, *packs(digits), f"folder={tmp_path / 'run'}"]
     bad = broken("engine.optim.agc_sgd.AgcSgd.step", "len(calls) == 5", "ZeroDivisionError('a defect')")
-    done = launch(2, "mpirun", good, [*bad, *good[1:]], timeout=60)
+    done = launch(2, "mpirun", good, [*bad, *good[1:]], timeout=300)
     assert done.returncode != 0
     assert "a defect" in done.stderr
     assert "[rank 1]" in done.stderr

@@ -33,7 +33,7 @@ def on_a_terminal(words):
         if not part:
             break
     os.close(master)
-    assert process.wait(timeout=60) == 0, written.decode()
+    assert process.wait(timeout=300) == 0, written.decode()
     return [screen(line) for line in written.decode().split("\r\n")]
 
 

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from tests.conftest import ROOT
 WITHOUT_NETWORK = """
 import socket, sys
 from pathlib import Path
+sys.path.append(sys.argv[3])  # the last place to look: what the environment has is older or newer, and stays
 connect = socket.socket.connect
 def refused(self, address):
     if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "localhost", "::1"):
@@ -114,11 +116,12 @@ def test_one_that_is_not_there_or_does_not_begin_is_named(tmp_path, package, mon
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_the_packages_themselves_take_it_without_a_network(tmp_path, name):
-    if importlib.util.find_spec(name) is None:
-        pytest.skip(f"{name} is not installed")
-    words = [sys.executable, "-c", WITHOUT_NETWORK, name, str(tmp_path / "run")]
+    beside = Path(sys.prefix) / "trackers"  # jobs/env/make_env.sh
+    if importlib.util.find_spec(name) is None and not (beside / name).is_dir():
+        pytest.skip(f"{name} is not installed; make test puts it beside the environment")
+    words = [sys.executable, "-c", WITHOUT_NETWORK, name, str(tmp_path / "run"), str(beside)]
     without = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "TRACKIO"))}
-    done = subprocess.run(words, cwd=ROOT, env=without, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, cwd=ROOT, env=without, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "no more metrics" not in done.stderr
     kept = [path.read_bytes() for path in (tmp_path / "run" / name).rglob("*") if path.is_file()]

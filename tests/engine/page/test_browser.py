@@ -25,7 +25,7 @@ def chromium(tmp_path, page, *options):
     words = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
              "--no-first-run", "--enable-logging=stderr", "--virtual-time-budget=2000",
              f"--user-data-dir={tmp_path}/profile"]  # fmt: skip
-    done = subprocess.run([*words, *options, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([*words, *options, page.as_uri()], capture_output=True, text=True, timeout=300, check=True)
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 

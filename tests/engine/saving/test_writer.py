@@ -304,7 +304,7 @@ def test_a_kill_while_the_writer_works_leaves_the_older_checkpoint_to_go_on_from
     sign, folder = tmp_path / "sign", tmp_path / "run"
     words = [place, sign, "engine.pretrain", "demo", *settings(digits, folder), "comm.backend=local"]
     process = subprocess.Popen([sys.executable, "-c", HANGS, *map(str, words)], cwd=ROOT, stdout=subprocess.DEVNULL)
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     steps = set()
     while not (sign.exists() and max(steps, default=0) > 8) and time.monotonic() < until:
         time.sleep(0.05)

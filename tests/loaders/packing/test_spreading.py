@@ -114,7 +114,7 @@ def killed(tmp_path, shards):
     process = subprocess.Popen([sys.executable, *words], cwd=ROOT, start_new_session=True)
     before = 9 * shards // 12
     ready = [staged_path(tmp_path / f"out-{k:05d}-of-{shards:05d}.h5") for k in range(before)]
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not all(path.exists() for path in ready):
         assert process.poll() is None
         assert time.monotonic() < deadline
