@@ -14,10 +14,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import json
 import os
 import random
-import re
 import shlex
 import signal
 import subprocess
@@ -25,29 +23,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from engine.whole import json_text, write_json
-from jobs.supervise import DONE, STOPPED
 from loaders.arguments import COUNT, SEEDS, Number, as_path
 from loaders.errors import UserError
 from loaders.output import as_command
 
-if TYPE_CHECKING:
-    from bench.disturbed.disturb import Due, Job
-
 ROOT = Path(__file__).resolve().parents[1]
-RANKS, BATCH = 2, 64
+BATCH = 64
 NAMES = "undisturbed", "disturbed"
 _ROOM = "64m"  # of the file system that is filled
-_WARM = "torch.utils.tensorboard,matplotlib.figure,engine.training.run,engine.comm.torch_distributed"
 _PILOT_S = 10.0  # of training, to know how many steps the time holds
-_SAYS_S = 15.0  # between two words on how far it is
 
 
 def parser() -> argparse.ArgumentParser:
@@ -73,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     options = parser().parse_args(argv)
-    from bench.disturbed import disturb
+    from bench.disturbed import disturb, supervised
     from bench.measured import timing  # torch, which --help need not wait for
 
     kinds = list(disturb.KINDS) if options.kinds is None else options.kinds.split(",")
@@ -95,7 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             steps = steps or max(1, round(rate * 60 * options.minutes))
             every = every or max(1, round(rate))
         runs = [
-            _Run(name, _command(pack, disk / "run", steps, every, options.timeout), disk / "run", steps)
+            supervised.Run(
+                name, _command(pack, disk / "run", steps, every, options.timeout), disk / "run", steps, BATCH
+            )
             for name, disk in zip(NAMES, (quiet, small), strict=True)
         ]
         runs[1].job = disturb.Job(
@@ -107,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 run.go_on(-(-steps * (turn + 1) // options.turns), place / f"{run.name}-{turn}.log")
         identical = _identical(*(run.folder for run in runs))
     seconds, done = {run.name: run.seconds for run in runs}, runs[1].done
-    found = {
+    found: dict[str, Any] = {
         "goodput_percent": 100 * runs[0].seconds / runs[1].seconds,
         "identical": identical,
         "images_per_second": {name: steps * BATCH / taken for name, taken in seconds.items()},
@@ -126,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         supports="reliability",
         spread=f"one run of each, in {options.turns} turns",
         **found,
-        ranks=RANKS,
+        ranks=supervised.RANKS,
         steps=steps,
         batch=BATCH,
         steps_between_checkpoints=every,
@@ -172,6 +165,8 @@ def _pack(place: Path) -> Path:
 
 def _command(pack: Path, folder: Path, steps: int, every: int, timeout: float) -> list[str]:
     """Words for `python` that are the run."""
+    from bench.disturbed.supervised import RANKS
+
     settings = {
         "name": "chaos", "folder": folder, "data.train": pack, "data.backend": "host", "comm.backend": "torch",
         "comm.timeout_s": timeout, "train.device": "cpu", "train.global_batch": BATCH, "train.checkpoint_every": every,
@@ -182,21 +177,15 @@ def _command(pack: Path, folder: Path, steps: int, every: int, timeout: float) -
     return [*words, *(f"{key}={value}" for key, value in settings.items())]
 
 
-def _environment() -> dict[str, str]:
-    """Both runs get the same threads, or their sums would differ; no start asks git for the commit."""
-    from bench.measured.timing import commit
-
-    threads = max(1, len(os.sched_getaffinity(0)) // RANKS)
-    return os.environ | {"OMP_NUM_THREADS": str(threads), "BOOSTERBIT_COMMIT": commit()}
-
-
 def _rate(command: list[str], folder: Path) -> float:
     """Steps per second of a run, which is ended then."""
+    from bench.disturbed.supervised import environment, step_of
+
     process = subprocess.Popen(
-        [sys.executable, *command], cwd=ROOT, env=_environment(), stdout=subprocess.DEVNULL, start_new_session=True
+        [sys.executable, *command], cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True
     )
     try:
-        while not (first := _step(folder)):
+        while not (first := step_of(folder)):
             if process.poll() is not None:
                 raise UserError(
                     f"the run ended with code {process.returncode} before it trained: {shlex.join(command)}"
@@ -204,92 +193,11 @@ def _rate(command: list[str], folder: Path) -> float:
             time.sleep(0.1)
         start = time.monotonic()
         time.sleep(_PILOT_S)
-        return (_step(folder) - first) / (time.monotonic() - start)
+        return (step_of(folder) - first) / (time.monotonic() - start)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def _step(folder: Path) -> int:
-    """The newest logged step."""
-    with contextlib.suppress(OSError, ValueError):  # not there yet, or a line that is just being written
-        lines = (folder / "metrics.jsonl").read_bytes().splitlines()
-        return max((json.loads(line)["step"] for line in lines[-8:]), default=0)
-    return 0
-
-
-@dataclass
-class _Run:
-    """A supervised run, and what befalls it."""
-
-    name: str
-    command: list[str]
-    folder: Path
-    steps: int
-    job: Job | None = None
-    due: Iterator[Due] = iter(())
-    seconds: float = 0.0  # of all turns, until the supervisor had ended
-    starts: int = 0
-    done: list[dict[str, Any]] = field(default_factory=list)  # disturbances
-    turns: list[tuple[int, float]] = field(default_factory=list)  # the newest logged step, and seconds
-    _coming: Due | None = None
-    _before: set[int] = field(default_factory=set)  # ranks that were there when something befell them
-
-    def go_on(self, until: int, log: Path) -> None:
-        """From where it is to step `until` and a little further, where it is stopped in good order, or to its end.
-        UserError where the supervisor gave up."""
-        words = [sys.executable, "-m", "jobs.supervise", "--folder", str(self.folder), "--wait", "1", "--silent", "60",
-                 "--warm", _WARM, "--", sys.executable, *self.command]  # fmt: skip
-        with open(log, "w+b") as output:
-            start = told = time.monotonic()
-            process = subprocess.Popen(words, cwd=ROOT, env=_environment(), stdout=output, stderr=output)
-            stopped = False
-            try:
-                while process.poll() is None:
-                    now = self.seconds + time.monotonic() - start
-                    if not stopped:
-                        self._befall(process.pid, now)
-                    if until < self.steps and not stopped and self._calm() and _step(self.folder) >= until:
-                        process.send_signal(signal.SIGUSR1)
-                        stopped = True
-                    if time.monotonic() - told > _SAYS_S:
-                        told, step = time.monotonic(), _step(self.folder)
-                        left = f"{now / step * (self.steps - step):.0f} s left" if step else "it starts"
-                        said = f"step {step} of {self.steps}, {step * BATCH / now:.0f} images/s, {left}"
-                        print(f"{self.name}: {now:.0f} s, {said}", flush=True)
-                    time.sleep(0.05)
-            finally:
-                if process.poll() is None:
-                    process.terminate()
-                    process.wait()
-            taken = time.monotonic() - start
-            output.seek(0)
-            said = output.read().decode(errors="replace")
-        if process.returncode not in ((STOPPED, DONE) if stopped else (DONE,)):
-            raise UserError(f"the {self.name} run was given up with code {process.returncode}:\n{said[-3000:]}")
-        self.seconds += taken
-        self.turns.append((_step(self.folder), taken))
-        self.starts += len(re.findall(r"supervise .*: start \d+, from", said))
-
-    def _calm(self) -> bool:
-        """Whether it can be stopped in good order."""
-        return not self._before and not (self.job and self.job.filler.exists())
-
-    def _befall(self, supervisor: int, now: float) -> None:
-        """See whether all ranks are back from the last disturbance; do the next one, where it is due."""
-        if not self.job:
-            return
-        if self._before and (there := self.job.training()) and self._before.isdisjoint(there):
-            self.done[-1]["back_after_s"], self._before = round(now - self.done[-1]["at_s"], 1), set()
-        self._coming = self._coming or next(self.due, None)
-        if self._coming and now >= self._coming.at_s:
-            there = self.job.training()
-            if self.job.disturb(supervisor, self._coming.kind):
-                self.done.append({"at_s": round(now, 1), "kind": self._coming.kind, "step": _step(self.folder)})
-                print(f"{self.name}: {now:.1f} s, step {self.done[-1]['step']}: {self._coming.kind}", flush=True)
-                self._coming = None
-                self._before = set() if self.done[-1]["kind"] == "disk_full" else set(there)
 
 
 def _identical(one: Path, other: Path) -> bool:

@@ -1,7 +1,9 @@
 """python -m bench.pack_index: what the index of a pack of many tiny records costs: bytes, opening, shuffling.
 
-python -m bench.pack_index                       10 million records, 8 shards: minutes
-python -m bench.pack_index --records 10000       in seconds
+  python -m bench.pack_index                       10 million records, 8 shards: minutes
+  python -m bench.pack_index --records 10000       in seconds
+
+The pack lies in a temporary folder, and goes with it.
 """
 
 import argparse

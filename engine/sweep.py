@@ -269,12 +269,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog=program("engine.sweep"), description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sweep", type=as_path, metavar="SWEEP.yaml", help="what to run, see above")
-    parser.add_argument(
-        "--workers", action=Number, within=WORKERS, default=1, help="runs at a time on this machine (%(default)s)"
-    )
-    parser.add_argument("--share", metavar="K/N", help="do every N-th run only, from the K-th on, counted from 0")
-    parser.add_argument("--list", action="store_true", help="say which runs are done and which are not, and exit")
+    add = parser.add_argument
+    add("sweep", type=as_path, metavar="SWEEP.yaml", help="what to run, see above")
+    add("--workers", action=Number, within=WORKERS, default=1, help="runs at a time on this machine (%(default)s)")
+    add("--share", metavar="K/N", help="do every N-th run only, from the K-th on, counted from 0")
+    add("--list", action="store_true", help="say which runs are done and which are not, and exit")
     cli.guard(lambda: sys.exit(_run(parser.parse_args(argv))))
 
 

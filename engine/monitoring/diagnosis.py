@@ -24,6 +24,10 @@ COLUMNS = ("input", "compute", "wait", "optimizer", "other", "decoding", "launch
 what is between steps; in `input` the threads' seconds of CPU; starting operations (of a CPU). Shares, MHz, W, °C, a
 share. NaN is unknown."""
 
+_WHERE = {"late": "waiting for a rank that is late", "communication": "communication", "input": "waiting for input",
+          "launching": "starting operations", "unexplained": "what is between the parts of a step",
+          "memory": "waiting for memory", "throttled": "a lower clock"}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -57,11 +61,12 @@ def diagnose(table: Mapping[str, np.ndarray], facts: Facts) -> Finding | None:
     step = float(own[usual] + table["wait"][usual] + table["other"][usual])
     if not step > 0:
         return None
-    compute = float(table["compute"][usual])
     lost = _lost(table, facts, own, usual)
     total = sum(lost.values())
     if total < HEALTHY * step:
-        said = f"{compute / step:.0%} of a step of {_ms(step)} is forward and backward, {total / step:.0%} is lost"
+        largest = max(lost, key=lambda name: lost[name])
+        most = f", most of it in {_WHERE[largest]}" if lost[largest] > total / 2 else ""
+        said = f"of a step of {_ms(step)} {total / step:.0%} is lost{most}"
         return Finding("healthy", said, "")
     cause = max(lost, key=lambda name: lost[name])
     if lost[cause] < EXPLAINS * total or cause == "unexplained":

@@ -8,16 +8,13 @@ import numpy as np
 import torch
 import torch.utils.dlpack
 from nvidia.dali import fn, types
-from nvidia.dali.auto_aug.core import select, signed_bin
-from nvidia.dali.auto_aug.rand_augment import get_rand_augment_suite
 from nvidia.dali.pipeline import pipeline_def
 
 from loaders.packs.shard import Pack
 from loaders.pipelines.finish import Finisher, resize_by_area
-from loaders.pipelines.randaugment import FILL, MAX_TRANSLATE
 from loaders.pipelines.reading import Reading
 from loaders.pipelines.request import Request
-from loaders.pipelines.transform import RANDAUGMENT_OPS, Transform
+from loaders.pipelines.transform import FILL, MAX_TRANSLATE, RANDAUGMENT_OPS, Transform
 from loaders.pipelines.upload import Upload
 
 _HW_DECODER_LOAD = 0.75  # share of JPEGs for the GPU's decoder unit; the rest goes to CUDA kernels and threads
@@ -240,6 +237,9 @@ def _homogeneous(matrices: np.ndarray) -> np.ndarray:
 
 
 def _randaugment(images: Any, choices: Any, operations: int, magnitude: int, size: tuple[int, int]) -> Any:
+    from nvidia.dali.auto_aug.core import select, signed_bin  # modules that most recipes do not need
+    from nvidia.dali.auto_aug.rand_augment import get_rand_augment_suite
+
     suite = {a.name: a for a in get_rand_augment_suite(use_shape=True, max_translate_rel=MAX_TRANSLATE)}
     ordered = [suite[name] for name in RANDAUGMENT_OPS]
     for k in range(operations):

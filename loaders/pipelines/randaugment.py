@@ -6,12 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from loaders.pipelines.transform import RANDAUGMENT_OPS
+from loaders.pipelines.transform import FILL, MAX_TRANSLATE, RANDAUGMENT_OPS
 
-FILL = 128
-"""What lies outside the image after a shear, translation or rotation."""
-MAX_TRANSLATE = 100 / 224
-"""Largest translation, as a fraction of the side."""
 BINS = 30
 """The largest magnitude M."""
 _ENHANCE = {

@@ -28,6 +28,10 @@ RANDAUGMENT_OPS = (
     "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color", "contrast",
     "sharpness", "posterize", "solarize", "auto_contrast", "equalize",
 )  # fmt: skip
+FILL = 128
+"""What lies outside an image after a shear, translation or rotation of RandAugment."""
+MAX_TRANSLATE = 100 / 224
+"""Its largest translation, as a fraction of the side."""
 _ATTEMPTS = 10
 _POSITION, _FLIP, _ROTATION, _SCALE, _SHIFT, _RANDAUGMENT, _LAST = 20, 22, 23, 24, 25, 27, 39
 

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from bench import chaos
+from bench.disturbed import supervised
 from loaders.errors import UserError
 
 
@@ -40,7 +41,7 @@ def test_the_disk_is_left_out_where_none_can_be_filled(tmp_path, monkeypatch):
 def test_a_run_that_is_given_up_says_what_it_said(tmp_path):
     with pytest.raises(UserError, match="given up with code 2:(.|\\n)*there is no pack at"):
         command = chaos._command(tmp_path / "absent.h5", tmp_path / "run", 10, 5, 5.0)
-        chaos._Run("quiet", command, tmp_path / "run", 10).go_on(10, tmp_path / "run.log")
+        supervised.Run("quiet", command, tmp_path / "run", 10, 64).go_on(10, tmp_path / "run.log")
 
 
 def test_a_disturbance_that_there_is_not_is_told():

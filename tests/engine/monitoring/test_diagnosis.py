@@ -28,6 +28,8 @@ CASES = {
     # what is found, what must be said: figures, facts
     "healthy": ("healthy", [], table(), facts()),
     "one rank, healthy": ("healthy", [], table(1), facts(1)),
+    "healthy, but": ("healthy", ["lost, most of it in starting operations"], table(1, launching=0.01, wait=0),
+                     facts(1)),
     "decoding threads are too few": (
         "input-bound", ["data.threads=3", "1.0 of 1 decoding"],
         table(input=0.150, decoding=0.148), facts(threads=1, cores=8)),
