@@ -34,10 +34,12 @@ def environment() -> dict[str, str]:
 
 def step_of(folder: Path) -> int:
     """The newest logged step."""
-    with contextlib.suppress(OSError, ValueError):  # not there yet, or a line that is just being written
-        lines = (folder / "metrics.jsonl").read_bytes().splitlines()
-        return max((json.loads(line)["step"] for line in lines[-8:]), default=0)
-    return 0
+    found = 0
+    with contextlib.suppress(OSError):  # not there yet
+        for line in (folder / "metrics.jsonl").read_bytes().splitlines()[-8:]:
+            with contextlib.suppress(ValueError):  # just being written
+                found = max(found, json.loads(line)["step"])
+    return found
 
 
 @dataclass

@@ -62,9 +62,6 @@ struct AllAhead {
     for (const Ahead& array : arrays) array.fetch(i);
   }
 };
-struct NoneAhead {
-  INLINE void fetch(int64_t) const {}
-};
 
 // body(begin) for each whole chunk of n elements, after the chunk of what comes later has been asked for. What is left
 // comes last and on its own, so that the loop over whole chunks keeps its sums in registers.
@@ -196,13 +193,11 @@ INLINE void run(const Step<Rule>& step, const Arrays<Rule>* arrays, double unsca
       next.arrays[0] = Ahead(arrays[after.tensor].param + after.offset, after.length);
       next.arrays[1] = Ahead(static_cast<const Grad*>(arrays[after.tensor].grad) + after.offset, after.length);
     }
-    const auto write = [&](const auto& transform) INLINE_BODY {
-      in_any_order(n, next, [&](int64_t i) INLINE_BODY {
-        float values[kStates];
-        for (int k = 0; k < kStates; ++k) values[k] = state[k][i];
-        update<Rule>(p[i], values, static_cast<float>(g[i]), transform, hyper, rate);
-        for (int k = 0; k < kStates; ++k) state[k][i] = values[k];
-      });
+    const auto element = [&](int64_t i, const auto& transform) INLINE_BODY {
+      float values[kStates];
+      for (int k = 0; k < kStates; ++k) values[k] = state[k][i];
+      update<Rule>(p[i], values, static_cast<float>(g[i]), transform, hyper, rate);
+      for (int k = 0; k < kStates; ++k) state[k][i] = values[k];
     };
 
     Moments moments;
@@ -220,8 +215,14 @@ INLINE void run(const Step<Rule>& step, const Arrays<Rule>* arrays, double unsca
       const Sums sums{sp.total(), spp.total(), sg.total(), sgg.total(), sgp.total()};
       const Transform t = transform_of(sums, 1.0 / n, unscale, hyper);
       factors = t.factors;
-      write(t);
-      if (tensor.copy) in_lanes(n, NoneAhead(), [&](int64_t i, int k) INLINE_BODY { moments.add(p[i], k); });
+      if (tensor.copy) {
+        in_lanes(n, next, [&](int64_t i, int k) INLINE_BODY {
+          element(i, t);
+          moments.add(p[i], k);
+        });
+      } else {
+        in_any_order(n, next, [&](int64_t i) INLINE_BODY { element(i, t); });
+      }
     } else {
       if (hyper.clipping >= 0.0f) {
         Sum spp, sgg;
@@ -232,7 +233,7 @@ INLINE void run(const Step<Rule>& step, const Arrays<Rule>* arrays, double unsca
         });
         factors = clip_factors(spp.total(), sgg.total(), unscale, hyper);
       }
-      write(factors);
+      in_any_order(n, next, [&](int64_t i) INLINE_BODY { element(i, factors); });
     }
     if (step.clipped && factors.clipped) ++step.clipped[u];
     write_copy(step, tensor, unit, hyper, moments);

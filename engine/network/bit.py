@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.network import norm, recompute
+from engine.network import norm, products, recompute
 from engine.network.family import MEMBERS, BitSpec, Cost, cost, member
 from loaders.errors import UserError
 
@@ -41,10 +41,24 @@ class StdConv2d(nn.Conv2d):
 
     standardized: Tensor | None = None
 
+    def kernel(self) -> Tensor:
+        """The standardized one."""
+        return standardize(self.weight) if self.standardized is None else self.standardized
+
     def forward(self, x: Tensor) -> Tensor:
         """(b, in, h, w) → (b, out, h', w')."""
-        weight = standardize(self.weight) if self.standardized is None else self.standardized
-        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        kernel = self.kernel()
+        if self._is((1, 1), (0, 0)) and self.stride == (1, 1) and products.fits(x, kernel):
+            return products.convolve(x, kernel)
+        if self._is((3, 3), (1, 1)) and products.fits_patches(x, kernel, self.stride[0]):
+            return products.convolve_patches(x, kernel, self.stride[0])
+        return F.conv2d(x, kernel, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def _is(self, kernel_size: tuple[int, int], padding: tuple[int, int]) -> bool:
+        """Whether it is a plain convolution of this kind, as all of the family are."""
+        alike = self.kernel_size == kernel_size and self.padding == padding and self.padding_mode == "zeros"
+        even = self.stride[0] == self.stride[1] and self.dilation == (1, 1)
+        return alike and even and self.groups == 1 and self.bias is None
 
 
 def standardize(weight: Tensor) -> Tensor:
@@ -119,13 +133,28 @@ class Unit(nn.Module):
         else:
             out = self.gn1(x)
             with self._kept(self.gn1, x, out):
-                shortcut, inner = self.downsample(out), self.conv1(out)
+                inner, shortcut = self._inner_and_projected(out, self.conv1, self.downsample)
         out = self.gn2(inner)
         with self._kept(self.gn2, inner, out):
             inner = self.conv2(out)
         out = self.gn3(inner)
         with self._kept(self.gn3, inner, out):
-            return self.conv3(out).add_(shortcut)
+            return self._joined(out, self.conv3, shortcut)
+
+    @staticmethod
+    def _inner_and_projected(x: Tensor, conv: nn.Module, projection: nn.Module) -> tuple[Tensor, Tensor]:
+        if isinstance(conv, StdConv2d) and isinstance(projection, StdConv2d):
+            kernel, other = conv.kernel(), projection.kernel()
+            if products.fits_two(x, kernel, other):
+                return products.convolve_two(x, kernel, other, projection.stride[0])
+        return conv(x), projection(x)
+
+    def _joined(self, x: Tensor, conv: nn.Module, shortcut: Tensor) -> Tensor:
+        if self.downsample is not None and isinstance(conv, StdConv2d):  # else the shortcut is what the norm keeps
+            kernel = conv.kernel()
+            if products.fits_onto(shortcut, x, kernel):
+                return products.convolve_onto(shortcut, x, kernel)
+        return conv(x).add_(shortcut)
 
     def _kept(self, normalize: GroupNormReLU, x: Tensor, output: Tensor) -> AbstractContextManager:
         return normalize.not_kept(x, output) if self.recompute == "norm" else nullcontext()
