@@ -17,12 +17,13 @@ from bench.measured.training import Setup, TimedTrainer, build, synthetic
 from bench.peers import steps
 from engine.comm.communicator import Communicator
 from engine.comm.launch import Launch
-from engine.network import norm
+from engine.network import norm, products
 from loaders.errors import UserError
 
 OURS = "ours"
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "norm by torch": {"plain_norm": True},
+    "norm by torch": {"by_torch": "norm"},
+    "convolutions by torch": {"by_torch": "convolutions"},
     "standardizing in the network": {"standardize": "network"},
     "foreach optimizer": {"implementation": "foreach", "standardize": "network"},
     "contiguous": {"channels_last": False},
@@ -65,10 +66,9 @@ def run(setup: Setup, what: str, repeats: int, warmup: int, trace: str | None = 
         )
     else:
         for name, change in ABLATIONS.items():
-            plain = change.get("plain_norm", False)
-            changed = replace(setup, **{key: value for key, value in change.items() if key != "plain_norm"})
+            changed = replace(setup, **{key: value for key, value in change.items() if key != "by_torch"})
             if setup.batch % changed.micro_batches == 0:
-                variants[name], *_ = _ours(changed, comm, plain_norm=plain)
+                variants[name], *_ = _ours(changed, comm, by_torch=change.get("by_torch"))
     if len(variants) == 1:
         raise UserError(
             f"--peers: neither timm nor torchvision is installed, or none has a counterpart of {setup.network}"
@@ -111,14 +111,16 @@ def _turns(
     return {name: timing.summarize(values) for name, values in taken.items()}, ratios
 
 
-def _ours(setup: Setup, comm: Communicator, *, plain_norm: bool = False) -> tuple[Callable[[], Any], TimedTrainer, Any]:
+def _ours(
+    setup: Setup, comm: Communicator, *, by_torch: str | None = None
+) -> tuple[Callable[[], Any], TimedTrainer, Any]:
     with _switches_as_before():
         trainer = build(setup, comm)
     trainer.model.train()
     batch = next(synthetic(setup, comm, trainer.flat.values.device))
 
     def step() -> None:
-        with _norm_by_torch() if plain_norm else nullcontext(), _switches_as_before():
+        with _BY_TORCH[by_torch]() if by_torch else nullcontext(), _switches_as_before():
             trainer.precision.prepare()
             trainer.train_step(batch)
         trainer.watch.restart()
@@ -146,6 +148,19 @@ def _norm_by_torch() -> Iterator[None]:
         yield
     finally:
         norm.fits = chosen
+
+
+@contextmanager
+def _convolutions_by_torch() -> Iterator[None]:
+    chosen = products.taken
+    products.taken = lambda *_: False
+    try:
+        yield
+    finally:
+        products.taken = chosen
+
+
+_BY_TORCH = {"norm": _norm_by_torch, "convolutions": _convolutions_by_torch}
 
 
 def breakdown(step: Callable[[], Any], trace: str | None = None) -> dict[str, float]:

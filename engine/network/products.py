@@ -29,12 +29,12 @@ def fits(x: Tensor, kernel: Tensor) -> bool:
 
     Not where something traces: a compiler, and a format that networks are exported to, know convolutions better.
     """
-    return _taken(x, kernel) and (x.dtype == torch.bfloat16 or x.shape[2] * x.shape[3] <= SMALL)
+    return taken(x, kernel) and (x.dtype == torch.bfloat16 or x.shape[2] * x.shape[3] <= SMALL)
 
 
 def fits_two(x: Tensor, *kernels: Tensor) -> bool:
     """The same of `convolve_two`, which also saves a sum of gradients of the shape of x."""
-    return all(_taken(x, kernel) for kernel in kernels)
+    return all(taken(x, kernel) for kernel in kernels)
 
 
 def fits_onto(total: Tensor, x: Tensor, kernel: Tensor) -> bool:
@@ -45,7 +45,7 @@ def fits_onto(total: Tensor, x: Tensor, kernel: Tensor) -> bool:
 def fits_patches(x: Tensor, kernel: Tensor, stride: int) -> bool:
     """The same of `convolve_patches`."""
     pixels = len(x) * -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
-    return x.shape[1] >= WIDE and pixels <= FEW and torch.is_grad_enabled() and _taken(x, kernel)
+    return x.shape[1] >= WIDE and pixels <= FEW and torch.is_grad_enabled() and taken(x, kernel)
 
 
 def convolve(x: Tensor, kernel: Tensor) -> Tensor:
@@ -72,7 +72,8 @@ def convolve_patches(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
     return _PatchConvolution.apply(x, kernel, stride)
 
 
-def _taken(x: Tensor, kernel: Tensor) -> bool:
+def taken(x: Tensor, kernel: Tensor) -> bool:
+    """Whether any of these take this input and kernel."""
     if type(x) is not Tensor or type(kernel) not in (Tensor, nn.Parameter) or torch.compiler.is_compiling():
         return False
     if x.device.type != "cpu" or kernel.device != x.device or x.dtype not in DTYPES or kernel.dtype != x.dtype:
