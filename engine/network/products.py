@@ -2,8 +2,8 @@
 
 A 1x1 convolution, three of five in the family, is such a product; what several of them, or a residual sum, write to one
 place is added up within the product, without a pass over memory of its own. The gradient of a 3x3 kernel over few
-pixels is one of the map's patches. Where `fits…` says so these are faster than torch's convolutions, which they stand for;
-docs/log.md ("convolutions as products") has the figures.
+pixels is one of the map's patches. Where `fits…` says so these are faster than torch's convolutions, which they stand
+for; docs/log.md ("convolutions as products") has the figures.
 """
 
 from __future__ import annotations
