@@ -120,7 +120,7 @@ def _ours(
     batch = next(synthetic(setup, comm, trainer.flat.values.device))
 
     def step() -> None:
-        with _BY_TORCH[by_torch]() if by_torch else nullcontext(), _switches_as_before():
+        with _by_torch(by_torch) if by_torch else nullcontext(), _switches_as_before():
             trainer.precision.prepare()
             trainer.train_step(batch)
         trainer.watch.restart()
@@ -141,26 +141,18 @@ def _switches_as_before() -> Iterator[None]:
 
 
 @contextmanager
-def _norm_by_torch() -> Iterator[None]:
-    chosen = norm.fits
-    norm.fits = lambda *_: False
+def _by_torch(what: str) -> Iterator[None]:
+    module, chooses = _CHOOSES[what]
+    chosen = getattr(module, chooses)
+    setattr(module, chooses, lambda *_: False)
     try:
         yield
     finally:
-        norm.fits = chosen
+        setattr(module, chooses, chosen)
 
 
-@contextmanager
-def _convolutions_by_torch() -> Iterator[None]:
-    chosen = products.taken
-    products.taken = lambda *_: False
-    try:
-        yield
-    finally:
-        products.taken = chosen
-
-
-_BY_TORCH = {"norm": _norm_by_torch, "convolutions": _convolutions_by_torch}
+_CHOOSES = {"norm": (norm, "fits"), "convolutions": (products, "taken")}
+"""The function that says whether ours is taken."""
 
 
 def breakdown(step: Callable[[], Any], trace: str | None = None) -> dict[str, float]:
