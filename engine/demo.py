@@ -110,7 +110,8 @@ def demo(folder: Path, ranks: int, launcher: str) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog=program("engine.demo"), description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog=program("engine.demo"), description=__doc__.split("\n\n")[0],
+                                     epilog="example: python -m engine.demo --folder runs/demo")  # fmt: skip
     parser.add_argument("--folder", type=as_path, default=Path("runs/demo"), help="where everything goes (%(default)s)")
     parser.add_argument("--ranks", action=Number, within=WORKERS, default=2, help="ranks to pre-train on (%(default)s)")
     parser.add_argument("--launcher", default="auto", choices=("auto", "mpirun", "horovodrun", "torchrun"))

@@ -44,7 +44,7 @@ columns. The same command again does only the runs that are missing. Tables and 
 
 A small one on digits, from the network that the example of `engine.pretrain --help` makes:
 
-  echo '{name: digits, checkpoints: {demo: runs/demo, random: random}, shots: [1, 5], seeds: [0],
+  echo '{name: digits, checkpoints: {demo: runs/demo, random: random}, shots: [1], seeds: [0],
     set: {model: R8x0.25-8px}, targets: {digits: {recipe: demo, train: train.h5, test: test.h5}}}' > digits.yaml
   python -m loaders.pack sklearn:digits train.h5 --part train --holdout 0.3
   python -m loaders.pack sklearn:digits test.h5 --part test --holdout 0.3

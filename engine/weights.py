@@ -25,6 +25,7 @@ ABOUT = """Convert weights of BiT networks between the formats that people use; 
 EXAMPLES = """FROM is any of these, whatever its name, or a run's folder (its newest checkpoint) or a checkpoint's.
 
 examples:
+  python -m engine.weights convert runs/demo demo.safetensors                of a run: engine.pretrain --help makes one
   python -m engine.weights convert runs/imagenet1k_r50x1 r50x1.safetensors
   python -m engine.weights convert model.pth.tar model.safetensors          the paper's models
   python -m engine.weights convert BiT-M-R50x1.npz BiT-M-R50x1.pth.tar      for the published PyTorch code

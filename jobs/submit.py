@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Fill in a job script, and print or submit it.
 
+  jobs/submit.py demo --dry-run data.train=digits.h5 data.holdout=0.2         prints the script of a first try
   jobs/submit.py imagenet21k_r152x4 --nodes 64 data.train=$DATA/in21k.h5      pre-training; resumes and requeues itself
   jobs/submit.py finetune:natural --nodes 4 from=$RUNS/a,$RUNS/b shots=1,10,full seed=0,1,2 data.train=… data.test=…
   jobs/submit.py sweep:transfer.yaml --nodes 8        all runs of a sweep file, shared by 8 nodes

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Run a command, and start it again where it ended before its work was done: stopped, killed, hanging.
 
+  python -m jobs.supervise --folder runs/demo -- python -m engine.pretrain demo data.train=digits.h5 data.holdout=0.2
   python -m jobs.supervise --folder RUN -- mpirun -np 4 python -m engine.pretrain RECIPE folder=RUN …
 
 Code 0 ends it, and code 2 (input that cannot be used) unless a checkpoint was made before, as when a disk got full. It

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,10 @@ CHAIN = [  # of which command's help, the example, what it leaves
     ("engine.pretrain", "python -m loaders.pack sklearn:digits digits.h5", "digits.h5"),
     ("loaders.view", "python -m loaders.view digits.h5 --transform bit-eval --size 32", "digits.png"),
     ("engine.pretrain", "python -m engine.pretrain demo data.train=digits.h5 data.holdout=0.2", "runs/demo/curves.png"),
+    ("engine.weights", "python -m engine.weights convert runs/demo demo.safetensors", "demo.safetensors"),
+    ("jobs.submit", "jobs/submit.py demo --dry-run data.train=digits.h5 data.holdout=0.2", None),
+    ("jobs.supervise", "python -m jobs.supervise --folder runs/demo -- python -m engine.pretrain demo "
+     "data.train=digits.h5 data.holdout=0.2", None),
     ("engine.doctor", "python -m engine.doctor runs/demo", None),
     ("engine.finetune", "python -m engine.finetune demo from=runs/demo data.train=digits.h5 data.test=null "
      "data.holdout=0.2 folder=runs/tuned", "runs/finetune.jsonl"),
@@ -35,8 +40,9 @@ BENCHES = ["chaos", "dicom", "evaluate", "kernel", "lagging", "loader", "micro_b
 
 def run(command, folder):
     """As a shell in the checkout's environment would; a file that is named is the checkout's."""
-    command = command.replace("bench/", f"{ROOT}/bench/").replace("python ", f"{shlex.quote(sys.executable)} ", 1)
-    env = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    command = re.sub(r"^(python |)(bench|jobs)/", rf"\1{ROOT}/\2/", command)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
     return subprocess.run(command, shell=True, cwd=folder, env=env, capture_output=True, text=True, timeout=600)
 
 

@@ -231,7 +231,8 @@ class Timing:
 
 
 def read(path: Path) -> Timing:
-    """What a timing.jsonl says. Lines that are none, such as one that a killed run was writing, are passed over.
+    """What a timing.jsonl says of the last start that logged. Lines that are none, such as one that a killed run was
+    writing, are passed over.
 
     UserError where none says where the time went.
     """
@@ -240,10 +241,12 @@ def read(path: Path) -> Timing:
     known: Setting | None = None
     rows: list[np.ndarray] = []
     events: list[dict[str, Any]] = []
+    before = known, rows, events
     for line in lines:
         try:
             event = json.loads(line)
             if event["kind"] == "run":
+                before = (known, rows, events) if rows else before
                 known, rows, events = _setting(event), [], []
             elif event["kind"] == "ranks" and known:
                 columns = np.array([event[name] for name in COLUMNS], dtype=np.float64)
@@ -253,6 +256,8 @@ def read(path: Path) -> Timing:
                 events.append(_named(event, len(known.hosts)))
         except (ValueError, TypeError, KeyError, RecursionError):
             continue
+    if not rows:  # started again when its work was done
+        known, rows, events = before
     if known is None or not rows:
         raise UserError(f"{path} does not say where the time went; expected that of a run that logged twice or more")
     return Timing(known, _means(np.sum(rows, axis=0)), events)

@@ -200,6 +200,16 @@ def test_lines_that_are_none_are_passed_over(tmp_path, line):
     assert after.events == []
 
 
+def test_a_run_that_is_started_again_when_its_work_is_done_keeps_what_it_said(tmp_path):
+    hook = times(tmp_path)
+    for step in (10, 20):
+        log(hook, step)
+    before = ranks.read(tmp_path / ranks.FILE)
+    times(tmp_path)
+    after = ranks.read(tmp_path / ranks.FILE)
+    assert after.table["compute"].tolist() == before.table["compute"].tolist() and after.known == before.known
+
+
 def test_a_file_that_says_nothing_is_refused(tmp_path):
     times(tmp_path)
     with pytest.raises(UserError, match="logged twice or more"):
