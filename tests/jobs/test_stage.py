@@ -76,7 +76,8 @@ def test_the_environment_is_packed_once_and_again_when_it_changed(site):
 
 
 def test_an_archive_that_is_cut_or_does_not_fit_says_so(site, tmp_path):
-    (tmp_path / "cut.tar").write_bytes((site / "env.tar").read_bytes()[:200_000])
+    whole = (site / "env.tar").read_bytes()  # with a Python in it, or without one where the system's is used
+    (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2])
     for archive, to in ((tmp_path / "cut.tar", tmp_path / "a"), (site / "env.tar", "/dev/full/a")):
         done = subprocess.run([STAGE, "unpack", archive, site / "tree.tar", to], capture_output=True, text=True)
         assert done.returncode != 0

@@ -11,6 +11,7 @@ OWN = {
     "bench/measured/compared.py": ["bench/test_train_step.py"],
     "bench/measured/kernel.py": ["bench/test_kernel.py"],
     "bench/disturbed/lagging.py": ["bench/test_lagging.py"],
+    "bench/disturbed/supervised.py": ["bench/test_chaos.py"],
     "bench/measured/norm.py": ["bench/test_kernel.py"],
     "bench/measured/pack_index.py": ["bench/test_loader.py"],
     "bench/measured/step.py": ["bench/test_train_step.py"],
