@@ -38,10 +38,15 @@ pack() {
     mv "$tree.part" "$tree"
 }
 
+# Unpacked as a whole: tar says nothing of an archive that ends early, between two files.
+extract() {
+    tar -C "$2" -xf "$1" && cmp -s <(tail -c 1024 "$1") <(head -c 1024 /dev/zero)
+}
+
 unpack() {
     local archive=$1 tree=$2 to=$3 version
     mkdir -p "$to"
-    if ! tar -C "$to" -xf "$archive" || ! tar -C "$to" -xf "$tree"; then
+    if ! extract "$archive" "$to" || ! extract "$tree" "$to"; then
         fail "$archive was not unpacked in $to on $(hostname): too little room, or a damaged archive; remove it, or take \
 another --stage, or none"
     fi
