@@ -1,6 +1,6 @@
 """Convolutions on a CPU as products of matrices: of a channels-last map's pixels, or patches, and the kernel.
 
-A 1x1 convolution, three of five in the family, is such a product; what several of them, or a residual sum, write to one
+A 1x1 convolution, two of three in the family, is such a product; what several of them, or a residual sum, write to one
 place is added up within the product, without a pass over memory of its own. The gradient of a 3x3 kernel over few
 pixels is one of the map's patches. Where `fits…` says so these are faster than torch's convolutions, which they stand
 for; docs/log.md ("convolutions as products") has the figures.
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 DTYPES = (torch.float32, torch.bfloat16)
 SMALL = 32 * 32
-"""Pixels of a map up to which float32 products are faster than 1x1 convolutions; bfloat16 ones are for any map."""
+"""Pixels of a map up to which a single 1x1 convolution of float32 is a product; of bfloat16 all are."""
 WIDE, FEW = 512, 2048
 """Channels from which, and pixels of all maps of an output up to which, a 3x3 kernel's gradient is taken from patches,
 which are nine times the map."""

@@ -33,13 +33,14 @@ def test_a_rank_asks_the_file_system_fifteen_thousand_times_at_most(digits, tmp_
 def test_torch_is_the_same_however_it_is_imported():
     """What it registers while it is imported knows the modules and lines that register, and inspect is as it was."""
     code = """
-        import inspect, json, sys
+        import inspect, json, os, sys
         before = inspect.getmodule, inspect.getframeinfo
         if {ours}:
             from engine.comm.startup import import_torch
             import_torch()
         import torch
         assert (inspect.getmodule, inspect.getframeinfo) == before
+        assert "TORCH_DEVICE_BACKEND_AUTOLOAD" not in os.environ
         from torch._library.simple_registry import singleton
         sources = {{name: str(entry.fake_impl.kernel and entry.fake_impl.kernel.source)
                    for name, entry in singleton._data.items()}}
