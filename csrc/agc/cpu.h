@@ -1,9 +1,9 @@
-// A step on the CPU, for any rule: each row is read for its norms, and updated while it is still in the cache. The
-// functions are inlined into those that a rule's cpu.cpp has cloned for each kind of processor.
+// A step on the CPU, for any rule: each row is read for its norms, and updated while it is still in the cache.
 #pragma once
 
 #include <ATen/Parallel.h>
 
+#include <type_traits>
 #include <vector>
 
 #include "../shared/cpu.h"
@@ -23,6 +23,13 @@ constexpr int64_t kMaxAhead = 1 << 15;
 // pairs. Double: squares of 1e30 do not overflow, squares of 1e-30 do not vanish, and a sum over 20,000 loses nothing.
 struct Sum {
   double lane[kLanes] = {};
+
+  INLINE void add(int k, double x) { lane[k] += x; }
+
+  template <class Processor>
+  INLINE void add_product(int k, double x, double y) {
+    lane[k] = plus_product<Processor>(lane[k], x, y);
+  }
 
   INLINE double total() const {
     const double* x = lane;
@@ -63,61 +70,81 @@ struct AllAhead {
   }
 };
 
-// body(begin) for each whole chunk of n elements, after the chunk of what comes later has been asked for. What is left
+// body(begin, end) for each chunk of n elements, after the chunk of what comes later has been asked for. What is left
 // comes last and on its own, so that the loop over whole chunks keeps its sums in registers.
-template <class Later, class Body, class Rest>
-INLINE void in_chunks(int64_t n, const Later& later, const Body& body, const Rest& rest) {
+template <class Later, class Body>
+INLINE void in_chunks(int64_t n, const Later& later, const Body& body) {
   int64_t i = 0;
   for (; i + kChunk <= n; i += kChunk) {
     later.fetch(i);
-    body(i);
+    body(i, i + kChunk);
   }
   if (i == n) return;
   later.fetch(i);
-  rest(i);
+  body(i, n);
 }
 
-// body(i, lane) for each element, lanes as in Sum.
-template <class Later, class Body>
-INLINE void in_lanes(int64_t n, const Later& later, const Body& body) {
-  const auto chunk = [&](int64_t begin) INLINE_BODY {
-    for (int64_t i = begin; i < begin + kChunk; i += kLanes) {
+// body(i) for each element from `begin` to `end`, in any order; body(i, lane), lanes as in Sum.
+template <class Body>
+INLINE void any_order(int64_t begin, int64_t end, const Body& body) {
 #pragma omp simd
-      for (int k = 0; k < kLanes; ++k) body(i + k, k);
-    }
-  };
-  const auto rest = [&](int64_t i) INLINE_BODY {
-    for (; i + kLanes <= n; i += kLanes) {
-#pragma omp simd
-      for (int k = 0; k < kLanes; ++k) body(i + k, k);
-    }
-    for (int k = 0; i < n; ++i, ++k) body(i, k);
-  };
-  in_chunks(n, later, chunk, rest);
+  for (int64_t i = begin; i < end; ++i) body(i);
 }
 
-// body(i) for each element, in any order.
+template <class Body>
+INLINE void lanes(int64_t begin, int64_t end, const Body& body) {
+  const int64_t whole = (end - begin) / kLanes;
+  for (int64_t j = 0; j < whole; ++j) {
+#pragma omp simd
+    for (int k = 0; k < kLanes; ++k) body(begin + j * kLanes + k, k);
+  }
+  const int64_t i = begin + whole * kLanes;
+  for (int k = 0; k < end - i; ++k) body(i + k, k);
+}
+
+// The same for each of n elements, chunk by chunk.
 template <class Later, class Body>
 INLINE void in_any_order(int64_t n, const Later& later, const Body& body) {
-  const auto chunk = [&](int64_t begin) INLINE_BODY {
-#pragma omp simd
-    for (int64_t i = begin; i < begin + kChunk; ++i) body(i);
-  };
-  const auto rest = [&](int64_t begin) INLINE_BODY {
-#pragma omp simd
-    for (int64_t i = begin; i < n; ++i) body(i);
-  };
-  in_chunks(n, later, chunk, rest);
+  in_chunks(n, later, [&](int64_t begin, int64_t end) INLINE_BODY { any_order(begin, end, body); });
+}
+
+template <class Later, class Body>
+INLINE void in_lanes(int64_t n, const Later& later, const Body& body) {
+  in_chunks(n, later, [&](int64_t begin, int64_t end) INLINE_BODY { lanes(begin, end, body); });
+}
+
+// body(i, lane, float of grads[i]). Halves become floats apart: together with doubles they take an eighth of a vector.
+template <class Grad, class Later, class Body>
+INLINE void in_lanes_with(const Grad* grads, int64_t n, const Later& later, const Body& body) {
+  if constexpr (std::is_same_v<Grad, float>) {
+    in_lanes(n, later, [&](int64_t i, int k) INLINE_BODY { body(i, k, grads[i]); });
+  } else {
+    in_chunks(n, later, [&](int64_t begin, int64_t end) INLINE_BODY {
+      float values[kChunk];
+      any_order(begin, end, [&](int64_t i) INLINE_BODY { values[i - begin] = grads[i]; });
+      lanes(begin, end, [&](int64_t i, int k) INLINE_BODY { body(i, k, values[i - begin]); });
+    });
+  }
+}
+
+// first(i) for each of a chunk, then after(i, lane). Apart, because sums in one loop with an update that has a condition
+// do not stay in registers: that took an eighth of what a step computes.
+template <class Later, class First, class After>
+INLINE void in_any_order_then_lanes(int64_t n, const Later& later, const First& first, const After& after) {
+  in_chunks(n, later, [&](int64_t begin, int64_t end) INLINE_BODY {
+    any_order(begin, end, first);
+    lanes(begin, end, after);
+  });
 }
 
 // Sum and squares of a row's parameters.
 struct Moments {
   Sum sum, squares;
 
-  INLINE void add(float x, int lane) {
-    const double value = x;
-    sum.lane[lane] += value;
-    squares.lane[lane] += value * value;
+  template <class Processor>
+  INLINE void add(int k, float x) {
+    sum.add(k, x);
+    squares.add_product<Processor>(k, x, x);
   }
 };
 
@@ -153,7 +180,7 @@ INLINE Ahead copy_ahead(const Step<Rule>& step, const Arrays<Rule>& tensor, cons
   return Ahead(static_cast<const uint16_t*>(tensor.copy) + unit.offset, unit.length);
 }
 
-template <class Rule>
+template <class Processor, class Rule>
 INLINE void copy_only(const Step<Rule>& step, const Arrays<Rule>* arrays, int64_t begin, int64_t end) {
   for (int64_t u = begin; u < end; ++u) {
     const Unit unit = step.units[u];
@@ -163,14 +190,14 @@ INLINE void copy_only(const Step<Rule>& step, const Arrays<Rule>* arrays, int64_
     Moments moments;
     if (hyper.standardize_eps >= 0.0f) {
       in_lanes(unit.length, AllAhead<1>{{copy_ahead(step, tensor, unit)}},
-               [&](int64_t i, int lane) INLINE_BODY { moments.add(p[i], lane); });
+               [&](int64_t i, int lane) INLINE_BODY { moments.add<Processor>(lane, p[i]); });
     }
     write_copy(step, tensor, unit, hyper, moments);
   }
 }
 
-template <class Rule, class Grad>
-INLINE void run(const Step<Rule>& step, const Arrays<Rule>* arrays, double unscale, int64_t begin, int64_t end) {
+template <class Processor, class Grad, class Rule>
+INLINE void update_units(const Step<Rule>& step, const Arrays<Rule>* arrays, double unscale, int64_t begin, int64_t end) {
   constexpr int kStates = Rule::kStates;
   for (int64_t u = begin; u < end; ++u) {
     const Unit unit = step.units[u];
@@ -204,32 +231,30 @@ INLINE void run(const Step<Rule>& step, const Arrays<Rule>* arrays, double unsca
     Factors factors{static_cast<float>(unscale), 1.0f, false};
     if (hyper.standardize_eps >= 0.0f) {
       Sum sp, spp, sg, sgg, sgp;
-      in_lanes(n, own, [&](int64_t i, int k) INLINE_BODY {
-        const double x = p[i], y = static_cast<float>(g[i]);
-        sp.lane[k] += x;
-        spp.lane[k] += x * x;
-        sg.lane[k] += y;
-        sgg.lane[k] += y * y;
-        sgp.lane[k] += x * y;
+      in_lanes_with(g, n, own, [&](int64_t i, int k, float grad) INLINE_BODY {
+        const double x = p[i], y = grad;
+        sp.add(k, x);
+        spp.add_product<Processor>(k, x, x);
+        sg.add(k, y);
+        sgg.add_product<Processor>(k, y, y);
+        sgp.add_product<Processor>(k, x, y);
       });
       const Sums sums{sp.total(), spp.total(), sg.total(), sgg.total(), sgp.total()};
       const Transform t = transform_of(sums, 1.0 / n, unscale, hyper);
       factors = t.factors;
       if (tensor.copy) {
-        in_lanes(n, next, [&](int64_t i, int k) INLINE_BODY {
-          element(i, t);
-          moments.add(p[i], k);
-        });
+        const auto update = [&](int64_t i) INLINE_BODY { element(i, t); };
+        in_any_order_then_lanes(n, next, update, [&](int64_t i, int k) INLINE_BODY { moments.add<Processor>(k, p[i]); });
       } else {
         in_any_order(n, next, [&](int64_t i) INLINE_BODY { element(i, t); });
       }
     } else {
       if (hyper.clipping >= 0.0f) {
         Sum spp, sgg;
-        in_lanes(n, own, [&](int64_t i, int k) INLINE_BODY {
-          const double x = p[i], y = static_cast<float>(g[i]);
-          spp.lane[k] += x * x;
-          sgg.lane[k] += y * y;
+        in_lanes_with(g, n, own, [&](int64_t i, int k, float grad) INLINE_BODY {
+          const double x = p[i], y = grad;
+          spp.add_product<Processor>(k, x, x);
+          sgg.add_product<Processor>(k, y, y);
         });
         factors = clip_factors(spp.total(), sgg.total(), unscale, hyper);
       }
@@ -254,15 +279,33 @@ inline std::vector<int64_t> split_by_elements(const Unit* units, int64_t count, 
   return starts;
 }
 
-// part(unscale, begin, end) for each thread's units.
-template <class Rule, class Part>
-void in_threads(const Step<Rule>& step, const Part& part) {
+// The units from `begin` to `end`.
+template <class Rule>
+void step_part(const Step<Rule>& step, const Arrays<Rule>* arrays, double unscale, int64_t begin, int64_t end) {
+  const auto update = [&](auto grad) {
+    on_this_processor([&](auto processor) INLINE_BODY {
+      update_units<decltype(processor), decltype(grad)>(step, arrays, unscale, begin, end);
+    });
+  };
+  switch (step.grad) {
+    case Dtype::f16: return update(c10::Half());
+    case Dtype::bf16: return update(c10::BFloat16());
+    case Dtype::f32: return update(float());
+    default: on_this_processor([&](auto processor) INLINE_BODY {
+      copy_only<decltype(processor)>(step, arrays, begin, end);
+    });
+  }
+}
+
+template <class Rule>
+void step_cpu(const Step<Rule>& step, const Arrays<Rule>* arrays) {
   if (step.found_inf && *step.found_inf != 0.0f) return;
   const double unscale = step.grad_scale ? 1.0 / static_cast<double>(*step.grad_scale) : 1.0;
   const int threads = at::get_num_threads();
   const std::vector<int64_t> starts = split_by_elements(step.units, step.count, threads);
-  at::parallel_for(0, threads, 1,
-                   [&](int64_t first, int64_t last) { part(unscale, starts[first], starts[last]); });
+  at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+    step_part(step, arrays, unscale, starts[first], starts[last]);
+  });
   if (step.clipped) ++step.clipped[step.count];
 }
 

@@ -8,7 +8,7 @@
 #include "api.h"
 #include "scalar.h"
 
-// Nothing is summed across the lanes of a vector, so that the clones (cpu.h) write the same bits.
+// Nothing is summed across the lanes of a vector, so that all processors (cpu.h) write the same bits.
 
 namespace boosterbit {
 namespace {
@@ -358,11 +358,8 @@ int64_t groups_of_a_task(const NormShape& s, int tensors, int threads) {
   return lines;
 }
 
-template <class Call>
-using Task = void (*)(const Call&, const Piece&, Columns&);
-
-template <class Call>
-void run(const Call& call, int tensors, Task<Call> task) {
+template <class T, class Call>
+void run(const Call& call, int tensors) {
   const NormShape& s = call.shape;
   const int64_t groups = groups_of_a_task(s, tensors, at::get_num_threads()), size = s.channels / s.groups;
   const int64_t pieces = (s.groups + groups - 1) / groups;
@@ -371,39 +368,27 @@ void run(const Call& call, int tensors, Task<Call> task) {
     columns.resize(std::max(s.channels_last ? groups * size : kRunColumns, int64_t{1}));
     for (int64_t t = begin; t < end; ++t) {
       const int64_t first = t % pieces * groups;
-      task(call, Piece{t / pieces, first, std::min(first + groups, s.groups), size}, columns);
+      const Piece piece{t / pieces, first, std::min(first + groups, s.groups), size};
+      on_this_processor([&](auto) INLINE_BODY { work<T>(call, piece, columns); });
     }
   });
 }
 
 }  // namespace
 
-// Named, because clones are: one for each dtype and direction.
-#define BOOSTERBIT_CLONES(name, type)                                                                     \
-  FOR_EACH_CPU void group_norm_relu_##name(const NormForward& call, const Piece& piece, Columns& at) {    \
-    work<type>(call, piece, at);                                                                          \
-  }                                                                                                       \
-  FOR_EACH_CPU void group_norm_relu_backward_##name(const NormBackward& call, const Piece& piece, Columns& at) { \
-    work<type>(call, piece, at);                                                                          \
-  }
-BOOSTERBIT_CLONES(f32, float)
-BOOSTERBIT_CLONES(f16, c10::Half)
-BOOSTERBIT_CLONES(bf16, c10::BFloat16)
-#undef BOOSTERBIT_CLONES
-
 void group_norm_relu_cpu(const NormForward& call) {
   switch (call.shape.dtype) {
-    case Dtype::f16: run<NormForward>(call, 1, group_norm_relu_f16); break;
-    case Dtype::bf16: run<NormForward>(call, 1, group_norm_relu_bf16); break;
-    default: run<NormForward>(call, 1, group_norm_relu_f32);
+    case Dtype::f16: run<c10::Half>(call, 1); break;
+    case Dtype::bf16: run<c10::BFloat16>(call, 1); break;
+    default: run<float>(call, 1);
   }
 }
 
 void group_norm_relu_backward_cpu(const NormBackward& call) {
   switch (call.shape.dtype) {
-    case Dtype::f16: run<NormBackward>(call, 2, group_norm_relu_backward_f16); break;
-    case Dtype::bf16: run<NormBackward>(call, 2, group_norm_relu_backward_bf16); break;
-    default: run<NormBackward>(call, 2, group_norm_relu_backward_f32);
+    case Dtype::f16: run<c10::Half>(call, 2); break;
+    case Dtype::bf16: run<c10::BFloat16>(call, 2); break;
+    default: run<float>(call, 2);
   }
   // Sample after sample, whichever thread made them.
   const int64_t channels = call.shape.channels, batch = call.shape.batch;

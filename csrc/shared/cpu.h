@@ -7,22 +7,62 @@
 #include <cstdint>
 #include <cstring>
 
-// One source, compiled for plain x86-64, for AVX2 and for AVX-512; the loader picks. No -march=native: the node that
-// compiles and the nodes that train differ. No fused multiply-add, and sums in an order that no vector width changes, so
-// that the choice changes no bit.
-#if !defined(FOR_EACH_CPU)
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
-#define FOR_EACH_CPU __attribute__((target_clones("default", "avx2", "arch=x86-64-v4")))
-#elif defined(__x86_64__) && defined(__linux__) && (defined(__GNUC__) || defined(__clang__))
-#define FOR_EACH_CPU __attribute__((target_clones("default", "avx2")))
-#else
-#define FOR_EACH_CPU
-#endif
-#endif
 #define INLINE inline __attribute__((always_inline))
 #define INLINE_BODY __attribute__((always_inline))
 
 namespace boosterbit {
+
+// What code is compiled for: with a fused multiply-add or without.
+template <bool fused>
+struct Processor {
+  static constexpr bool kFused = fused;
+};
+#ifdef __FP_FAST_FMA
+using Baseline = Processor<true>;
+#else
+using Baseline = Processor<false>;
+#endif
+
+// body(processor) compiled for plain x86-64, for AVX2 and for AVX-512; this processor takes what it can. `body` must be
+// INLINE_BODY, as must all that it calls. No -march=native: the node that compiles and the nodes that train differ.
+// Sums in an order that no vector width changes, and fused only where that changes nothing, so that the choice changes no
+// bit.
+#if !defined(BASELINE_ONLY) && defined(__x86_64__) && defined(__GNUC__)
+template <class Body>
+__attribute__((target("avx2,fma,bmi,bmi2"))) void on_avx2(const Body& body) {
+  body(Processor<true>());
+}
+
+template <class Body>
+__attribute__((target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,bmi,bmi2"))) void on_avx512(const Body& body) {
+  body(Processor<true>());
+}
+
+#define HAS(feature) __builtin_cpu_supports(feature)
+template <class Body>
+void on_this_processor(const Body& body) {
+  if (HAS("avx2") && HAS("fma") && HAS("bmi") && HAS("bmi2")) {
+    if (HAS("avx512f") && HAS("avx512bw") && HAS("avx512cd") && HAS("avx512dq") && HAS("avx512vl")) {
+      return on_avx512(body);
+    }
+    return on_avx2(body);
+  }
+  body(Baseline());
+}
+#undef HAS
+#else
+template <class Body>
+void on_this_processor(const Body& body) {
+  body(Baseline());
+}
+#endif
+
+// sum + x y, of floats as double: 48 of 53 bits hold the product, so that it is rounded once, fused or not.
+template <class Processor>
+INLINE double plus_product(double sum, double x, double y) {
+  if constexpr (Processor::kFused) return __builtin_fma(x, y, sum);
+  return sum + x * y;
+}
 
 template <class T>
 INLINE T cast(float x) {

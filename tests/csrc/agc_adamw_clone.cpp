@@ -1,5 +1,5 @@
 // One clone of the CPU operator, for whatever processor this file is compiled for.
-#define FOR_EACH_CPU
+#define BASELINE_ONLY
 #include "agc_adamw/cpu.cpp"
 
 using namespace boosterbit;
@@ -13,5 +13,5 @@ extern "C" __attribute__((visibility("default"))) void step(const void* units, i
   const Rule::Rate rates[2] = {Rule::rate_of(rows[0], *lr, 4.0), Rule::rate_of(rows[1], *lr, 4.0)};
   const Step<Rule> step{static_cast<const Unit*>(units), count,   rates, 1, rows, nullptr, nullptr,
                         static_cast<Dtype>(grad),        static_cast<Dtype>(copy),       nullptr};
-  agc_adamw_part(step, static_cast<const Arrays<Rule>*>(arrays), 1.0, 0, count);
+  step_part(step, static_cast<const Arrays<Rule>*>(arrays), 1.0, 0, count);
 }

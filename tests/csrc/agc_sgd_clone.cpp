@@ -1,5 +1,5 @@
 // One clone of the CPU operator, for whatever processor this file is compiled for.
-#define FOR_EACH_CPU
+#define BASELINE_ONLY
 #include "agc_sgd/cpu.cpp"
 
 using namespace boosterbit;
@@ -18,5 +18,5 @@ extern "C" __attribute__((visibility("default"))) void step(const void* units, i
                           static_cast<Dtype>(grad),
                           static_cast<Dtype>(copy),
                           nullptr};
-  agc_sgd_part(step, static_cast<const Arrays<AgcSgd>*>(arrays), 1.0, 0, count);
+  step_part(step, static_cast<const Arrays<AgcSgd>*>(arrays), 1.0, 0, count);
 }

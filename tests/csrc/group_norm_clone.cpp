@@ -1,5 +1,5 @@
 // One clone of the CPU operator of group norm with ReLU, for whatever processor this file is compiled for.
-#define FOR_EACH_CPU
+#define BASELINE_ONLY
 #include "group_norm/cpu.cpp"
 
 using namespace boosterbit;
