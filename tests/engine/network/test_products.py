@@ -17,11 +17,13 @@ SIZES = [
 # Of a sum of products: rounded once at the end in bfloat16, and at each addition in float32.
 CLOSE = {torch.float32: {"rtol": 1e-5, "atol": 1e-5}, torch.bfloat16: {"rtol": 2**-7, "atol": 2**-6}}
 
+ARE_FASTER = products._are_faster.__wrapped__
+
 
 @pytest.fixture(autouse=True)
 def anywhere(monkeypatch):
     """Also on a processor where convolutions are faster."""
-    monkeypatch.setattr(products, "_wide_vectors", lambda: True)
+    monkeypatch.setattr(products, "_are_faster", lambda _: True)
 
 
 @pytest.fixture
@@ -175,6 +177,24 @@ def test_a_network_is_the_same_function(narrow, monkeypatch, recompute):
     ours = passes()
     assert set(called) == set(NAMES)
     called.clear()
-    monkeypatch.setattr(products, "_wide_vectors", lambda: False)
+    monkeypatch.setattr(products, "_are_faster", lambda _: False)
     torch.testing.assert_close(ours, passes(), rtol=1e-4, atol=1e-5)
     assert not called
+
+
+@pytest.mark.parametrize(
+    ("vectors", "processor", "float32", "bfloat16"),
+    [
+        ("AVX512", "Intel(R) Xeon(R) Processor", True, True),
+        ("AVX512_VNNI", "AMD EPYC", False, True),
+        ("AVX512", None, False, True),
+        ("AVX2", "Intel(R) Xeon(R) Processor", False, False),
+    ],
+)
+def test_products_of_float32_are_for_processors_that_their_library_is_made_for(
+    monkeypatch, vectors, processor, float32, bfloat16
+):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: vectors)
+    known = (lambda: {"cpu_name": processor}) if processor else None
+    monkeypatch.setattr(torch.cpu, "get_capabilities", known)
+    assert ARE_FASTER(torch.float32) is float32 and ARE_FASTER(torch.bfloat16) is bfloat16
