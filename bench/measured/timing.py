@@ -25,6 +25,8 @@ from typing import Any
 
 import torch
 
+from engine.monitoring.metrics import processor
+
 
 @dataclass(frozen=True)
 class Times:
@@ -120,7 +122,7 @@ def hardware(device: torch.device | str = "cpu") -> dict[str, Any]:
     """Processor, cores, torch's threads, memory and load; for a GPU its name, memory and number too."""
     device = torch.device(device)
     found: dict[str, Any] = {
-        "cpu": _cpu_name(),
+        "cpu": processor(),
         "cores": _cores(),
         "threads": torch.get_num_threads(),
         "load_before": _load(),
@@ -192,15 +194,6 @@ def _gpu_milliseconds(call: Callable[[], Any], busy_cycles: int = 0) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end)
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _cores() -> int:

@@ -184,10 +184,15 @@ def commit() -> str | None:
 
 
 def processor() -> str:
-    """Model name of the CPU."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+    """Name of the CPU, with its family and model: a virtual machine's may be called just "AMD EPYC"."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    said: dict[str, str] = {}
+    for key, _, value in (line.partition(":") for line in lines):
+        said.setdefault(key.strip(), value.strip())
+    if "model name" in said:
+        numbers = [f"{key.removeprefix('cpu ')} {said[key]}" for key in ("cpu family", "model") if key in said]
+        return said["model name"] + (f" ({', '.join(numbers)})" if numbers else "")
     return platform.processor() or platform.machine()

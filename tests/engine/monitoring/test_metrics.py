@@ -1,5 +1,6 @@
 import json
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,3 +116,26 @@ def test_the_commit_is_the_one_that_git_names(monkeypatch):
     assert metrics.commit().rstrip("+") == head.stdout[:12]
     monkeypatch.setenv("BOOSTERBIT_COMMIT", "told")
     assert metrics.commit() == "told"
+
+
+@pytest.mark.parametrize(
+    ("info", "name"),
+    [
+        (
+            "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n" * 2,
+            "AMD EPYC (family 25, model 17)",
+        ),
+        ("model name\t: ARM: Neoverse-N1\n", "ARM: Neoverse-N1"),
+        ("processor\t: 0\n", "said elsewhere"),
+        (None, "said elsewhere"),
+    ],
+)
+def test_a_processor_is_told_from_others_of_its_name(monkeypatch, info, name):
+    def read_text(path, encoding):
+        if info is None:
+            raise FileNotFoundError(path)
+        return info
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(metrics.platform, "processor", lambda: "said elsewhere")
+    assert metrics.processor() == name
