@@ -128,8 +128,8 @@ INLINE void in_lanes_with(const Grad* grads, int64_t n, const Later& later, cons
   }
 }
 
-// first(i) for each of a chunk, then after(i, lane). Apart, because sums in one loop with an update that has a condition
-// do not stay in registers: that took an eighth of what a step computes.
+// first(i) for each of a chunk, then after(i, lane). Apart, because sums in one loop with an update that has a
+// condition do not stay in registers: that took an eighth of what a step computes.
 template <class Later, class First, class After>
 INLINE void in_any_order_then_lanes(int64_t n, const Later& later, const First& first, const After& after) {
   in_chunks(n, later, [&](int64_t begin, int64_t end) INLINE_BODY {
@@ -198,7 +198,8 @@ INLINE void copy_only(const Step<Rule>& step, const Arrays<Rule>* arrays, int64_
 }
 
 template <class Processor, class Grad, class Rule>
-INLINE void update_units(const Step<Rule>& step, const Arrays<Rule>* arrays, double unscale, int64_t begin, int64_t end) {
+INLINE void update_units(const Step<Rule>& step, const Arrays<Rule>* arrays, double unscale, int64_t begin,
+                         int64_t end) {
   constexpr int kStates = Rule::kStates;
   for (int64_t u = begin; u < end; ++u) {
     const Unit unit = step.units[u];
@@ -245,7 +246,8 @@ INLINE void update_units(const Step<Rule>& step, const Arrays<Rule>* arrays, dou
       factors = t.factors;
       if (tensor.copy) {
         const auto update = [&](int64_t i) INLINE_BODY { element(i, t); };
-        in_any_order_then_lanes(n, next, update, [&](int64_t i, int k) INLINE_BODY { moments.add<Processor>(k, p[i]); });
+        const auto sum = [&](int64_t i, int k) INLINE_BODY { moments.add<Processor>(k, p[i]); };
+        in_any_order_then_lanes(n, next, update, sum);
       } else {
         in_any_order(n, next, [&](int64_t i) INLINE_BODY { element(i, t); });
       }

@@ -25,8 +25,8 @@ using Baseline = Processor<false>;
 
 // body(processor) compiled for plain x86-64, for AVX2 and for AVX-512; this processor takes what it can. `body` must be
 // INLINE_BODY, as must all that it calls. No -march=native: the node that compiles and the nodes that train differ.
-// Sums in an order that no vector width changes, and fused only where that changes nothing, so that the choice changes no
-// bit.
+// Sums in an order that no vector width changes, and fused only where that changes nothing, so that the choice changes
+// no bit.
 #if !defined(BASELINE_ONLY) && defined(__x86_64__) && defined(__GNUC__)
 template <class Body>
 __attribute__((target("avx2,fma,bmi,bmi2"))) void on_avx2(const Body& body) {
@@ -34,7 +34,8 @@ __attribute__((target("avx2,fma,bmi,bmi2"))) void on_avx2(const Body& body) {
 }
 
 template <class Body>
-__attribute__((target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,bmi,bmi2"))) void on_avx512(const Body& body) {
+__attribute__((target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,bmi,bmi2")))
+void on_avx512(const Body& body) {
   body(Processor<true>());
 }
 
