@@ -114,7 +114,7 @@ INLINE void in_lanes(int64_t n, const Later& later, const Body& body) {
   in_chunks(n, later, [&](int64_t begin, int64_t end) INLINE_BODY { lanes(begin, end, body); });
 }
 
-// body(i, lane, float of grads[i]). Halves become floats apart: together with doubles they take an eighth of a vector.
+// body(i, lane, float of grads[i]). Halves become floats apart: with doubles in one loop they leave vectors half empty.
 template <class Grad, class Later, class Body>
 INLINE void in_lanes_with(const Grad* grads, int64_t n, const Later& later, const Body& body) {
   if constexpr (std::is_same_v<Grad, float>) {

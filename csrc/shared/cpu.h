@@ -12,16 +12,20 @@
 
 namespace boosterbit {
 
-// What code is compiled for: with a fused multiply-add or without.
-template <bool fused>
-struct Processor {
-  static constexpr bool kFused = fused;
-};
+// What code is compiled for, and whether it has a fused multiply-add there.
+struct Baseline {
 #ifdef __FP_FAST_FMA
-using Baseline = Processor<true>;
+  static constexpr bool kFused = true;
 #else
-using Baseline = Processor<false>;
+  static constexpr bool kFused = false;
 #endif
+};
+struct Avx2 {
+  static constexpr bool kFused = true;
+};
+struct Avx512 {
+  static constexpr bool kFused = true;
+};
 
 // body(processor) compiled for plain x86-64, for AVX2 and for AVX-512; this processor takes what it can. `body` must be
 // INLINE_BODY, as must all that it calls. No -march=native: the node that compiles and the nodes that train differ.
@@ -30,13 +34,13 @@ using Baseline = Processor<false>;
 #if !defined(BASELINE_ONLY) && defined(__x86_64__) && defined(__GNUC__)
 template <class Body>
 __attribute__((target("avx2,fma,bmi,bmi2"))) void on_avx2(const Body& body) {
-  body(Processor<true>());
+  body(Avx2());
 }
 
 template <class Body>
 __attribute__((target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,bmi,bmi2")))
 void on_avx512(const Body& body) {
-  body(Processor<true>());
+  body(Avx512());
 }
 
 #define HAS(feature) __builtin_cpu_supports(feature)

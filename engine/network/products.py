@@ -90,8 +90,8 @@ def _is_channels_last(x: Tensor) -> bool:
 @cache
 def _are_faster(dtype: torch.dtype) -> bool:
     """Without AVX-512 products of bfloat16 have no library behind them, and those of float32 were not measured. With it
-    those of bfloat16 are oneDNN's, as convolutions are. Those of float32 are Intel's MKL's: on an AMD processor they
-    take up to twice as long as the convolutions."""
+    those of bfloat16 are oneDNN's, as convolutions are. Those of float32 are Intel's MKL's, which on an AMD processor
+    took longer than the convolutions (docs/log.md)."""
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return wide and (dtype == torch.bfloat16 or "Intel" in str(_capabilities().get("cpu_name")))
 
