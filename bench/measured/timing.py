@@ -119,10 +119,11 @@ def record(
 
 
 def hardware(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Processor, cores, torch's threads, memory and load; for a GPU its name, memory and number too."""
+    """Processor, the vectors torch takes, cores, threads and load; for a GPU its name, memory and number too."""
     device = torch.device(device)
     found: dict[str, Any] = {
         "cpu": processor(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
         "cores": _cores(),
         "threads": torch.get_num_threads(),
         "load_before": _load(),

@@ -3,197 +3,28 @@
 
 #include <ATen/Parallel.h>
 
-#include <type_traits>
 #include <vector>
 
-#include "../shared/cpu.h"
+#include "copy.h"
+#include "passes.h"
 #include "scalar.h"
 #include "step.h"
 
 namespace boosterbit {
 namespace {
 
-constexpr int kLanes = 8;
-constexpr int64_t kChunk = 64;  // elements between two rounds of prefetches
-constexpr int64_t kLine = 64;   // bytes of a cache line
-// Elements of a row that are fetched ahead; more would push out of the cache what waits in it.
-constexpr int64_t kMaxAhead = 1 << 15;
-
-// A sum in the same order whatever the width of a vector: element i goes to lane i % kLanes, and the lanes are added in
-// pairs. Double: squares of 1e30 do not overflow, squares of 1e-30 do not vanish, and a sum over 20,000 loses nothing.
-struct Sum {
-  double lane[kLanes] = {};
-
-  INLINE void add(int k, double x) { lane[k] += x; }
-
-  template <class Processor>
-  INLINE void add_product(int k, double x, double y) {
-    lane[k] = plus_product<Processor>(lane[k], x, y);
-  }
-
-  INLINE double total() const {
-    const double* x = lane;
-    return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
-  }
-};
-static_assert(kLanes == 8, "Sum::total adds 8 lanes");
-
-// An array that a later pass reads or writes, asked for while this one computes: so memory works while sums are made,
-// and sums need not wait for memory.
-class Ahead {
- public:
-  Ahead() = default;
-  template <class T>
-  INLINE Ahead(const T* first, int64_t n)
-      : first_(reinterpret_cast<const char*>(first)), width_(sizeof(T)), n_(n < kMaxAhead ? n : kMaxAhead) {}
-
-  // The lines of the chunk that begins with element i. Into the second-level cache: fills of the first that wait for
-  // memory would hold up what this pass reads.
-  INLINE void fetch(int64_t i) const {
-    if (i >= n_) return;
-    const char* end = first_ + (i + kChunk < n_ ? i + kChunk : n_) * width_;
-    for (const char* line = first_ + i * width_; line < end; line += kLine) __builtin_prefetch(line, 0, 2);
-  }
-
- private:
-  const char* first_ = nullptr;
-  int64_t width_ = 0;  // bytes of an element
-  int64_t n_ = 0;      // elements
-};
-
-// Several of them, for one pass.
-template <int N>
-struct AllAhead {
-  Ahead arrays[N];
-
-  INLINE void fetch(int64_t i) const {
-    for (const Ahead& array : arrays) array.fetch(i);
-  }
-};
-
-// body(begin, end) for each chunk of n elements, after the chunk of what comes later has been asked for. What is left
-// comes last and on its own, so that the loop over whole chunks keeps its sums in registers.
-template <class Later, class Body>
-INLINE void in_chunks(int64_t n, const Later& later, const Body& body) {
-  int64_t i = 0;
-  for (; i + kChunk <= n; i += kChunk) {
-    later.fetch(i);
-    body(i, i + kChunk);
-  }
-  if (i == n) return;
-  later.fetch(i);
-  body(i, n);
-}
-
-// body(i) for each element from `begin` to `end`, in any order; body(i, lane), lanes as in Sum.
-template <class Body>
-INLINE void any_order(int64_t begin, int64_t end, const Body& body) {
-#pragma omp simd
-  for (int64_t i = begin; i < end; ++i) body(i);
-}
-
-template <class Body>
-INLINE void lanes(int64_t begin, int64_t end, const Body& body) {
-  const int64_t whole = (end - begin) / kLanes;
-  for (int64_t j = 0; j < whole; ++j) {
-#pragma omp simd
-    for (int k = 0; k < kLanes; ++k) body(begin + j * kLanes + k, k);
-  }
-  const int64_t i = begin + whole * kLanes;
-  for (int k = 0; k < end - i; ++k) body(i + k, k);
-}
-
-// The same for each of n elements, chunk by chunk.
-template <class Later, class Body>
-INLINE void in_any_order(int64_t n, const Later& later, const Body& body) {
-  in_chunks(n, later, [&](int64_t begin, int64_t end) INLINE_BODY { any_order(begin, end, body); });
-}
-
-template <class Later, class Body>
-INLINE void in_lanes(int64_t n, const Later& later, const Body& body) {
-  in_chunks(n, later, [&](int64_t begin, int64_t end) INLINE_BODY { lanes(begin, end, body); });
-}
-
-// body(i, lane, float of grads[i]). Halves become floats apart: with doubles in one loop they leave vectors half empty.
-template <class Grad, class Later, class Body>
-INLINE void in_lanes_with(const Grad* grads, int64_t n, const Later& later, const Body& body) {
-  if constexpr (std::is_same_v<Grad, float>) {
-    in_lanes(n, later, [&](int64_t i, int k) INLINE_BODY { body(i, k, grads[i]); });
-  } else {
-    in_chunks(n, later, [&](int64_t begin, int64_t end) INLINE_BODY {
-      float values[kChunk];
-      any_order(begin, end, [&](int64_t i) INLINE_BODY { values[i - begin] = grads[i]; });
-      lanes(begin, end, [&](int64_t i, int k) INLINE_BODY { body(i, k, values[i - begin]); });
-    });
-  }
-}
-
-// first(i) for each of a chunk, then after(i, lane). Apart, because sums in one loop with an update that has a
-// condition do not stay in registers: that took an eighth of what a step computes.
-template <class Later, class First, class After>
-INLINE void in_any_order_then_lanes(int64_t n, const Later& later, const First& first, const After& after) {
-  in_chunks(n, later, [&](int64_t begin, int64_t end) INLINE_BODY {
-    any_order(begin, end, first);
-    lanes(begin, end, after);
-  });
-}
-
-// Sum and squares of a row's parameters.
-struct Moments {
-  Sum sum, squares;
-
-  template <class Processor>
-  INLINE void add(int k, float x) {
-    sum.add(k, x);
-    squares.add_product<Processor>(k, x, x);
-  }
-};
-
-template <class T, class Hyper>
-INLINE void write(const float* __restrict__ from, T* __restrict__ to, int64_t n, const Hyper& hyper,
-                  const Moments& moments) {
-  if (hyper.standardize_eps < 0.0f) {
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) to[i] = cast<T>(from[i]);
-  } else {
-    const Standardizer s = standardizer(moments.sum.total(), moments.squares.total(), 1.0 / n, hyper);
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) to[i] = cast<T>((from[i] - s.mean) * s.inverse);
-  }
-}
-
-// The copy of a unit, standardized where its group is; nothing where there is none.
-template <class Rule>
-INLINE void write_copy(const Step<Rule>& step, const Arrays<Rule>& tensor, const Unit& unit,
-                       const typename Rule::Hyper& hyper, const Moments& moments) {
-  if (!tensor.copy) return;
-  const float* p = tensor.param + unit.offset;
-  const int64_t n = unit.length;
-  if (step.copy == Dtype::f32) write(p, static_cast<float*>(tensor.copy) + unit.offset, n, hyper, moments);
-  if (step.copy == Dtype::f16) write(p, static_cast<c10::Half*>(tensor.copy) + unit.offset, n, hyper, moments);
-  if (step.copy == Dtype::bf16) write(p, static_cast<c10::BFloat16*>(tensor.copy) + unit.offset, n, hyper, moments);
-}
-
-template <class Rule>
-INLINE Ahead copy_ahead(const Step<Rule>& step, const Arrays<Rule>& tensor, const Unit& unit) {
-  if (!tensor.copy) return Ahead();
-  if (step.copy == Dtype::f32) return Ahead(static_cast<const float*>(tensor.copy) + unit.offset, unit.length);
-  return Ahead(static_cast<const uint16_t*>(tensor.copy) + unit.offset, unit.length);
-}
-
 template <class Processor, class Rule>
 INLINE void copy_only(const Step<Rule>& step, const Arrays<Rule>* arrays, int64_t begin, int64_t end) {
   for (int64_t u = begin; u < end; ++u) {
     const Unit unit = step.units[u];
-    const Arrays<Rule>& tensor = arrays[unit.tensor];
     const typename Rule::Hyper hyper = step.hyper[unit.group];
-    const float* p = tensor.param + unit.offset;
-    Moments moments;
-    if (hyper.standardize_eps >= 0.0f) {
-      in_lanes(unit.length, AllAhead<1>{{copy_ahead(step, tensor, unit)}},
-               [&](int64_t i, int lane) INLINE_BODY { moments.add<Processor>(lane, p[i]); });
+    Copy copy = copy_of(step, arrays[unit.tensor], unit, hyper);
+    if (copy.standardized) {
+      Moments moments;
+      in_lanes(copy.n, kNothing, [&](int64_t i, int k) INLINE_BODY { moments.add<Processor>(k, copy.from[i]); });
+      copy.standardizer = moments.standardizer(copy.n, hyper);
     }
-    write_copy(step, tensor, unit, hyper, moments);
+    write(step.copy, copy);
   }
 }
 
@@ -201,6 +32,7 @@ template <class Processor, class Grad, class Rule>
 INLINE void update_units(const Step<Rule>& step, const Arrays<Rule>* arrays, double unscale, int64_t begin,
                          int64_t end) {
   constexpr int kStates = Rule::kStates;
+  Copy last;
   for (int64_t u = begin; u < end; ++u) {
     const Unit unit = step.units[u];
     const Arrays<Rule>& tensor = arrays[unit.tensor];
@@ -210,18 +42,25 @@ INLINE void update_units(const Step<Rule>& step, const Arrays<Rule>* arrays, dou
     float* __restrict__ p = tensor.param + unit.offset;
     const Grad* __restrict__ g = static_cast<const Grad*>(tensor.grad) + unit.offset;
     float* state[kStates];
-    AllAhead<kStates + 1> own;
+    Ahead<float> states_ahead[kStates];
     for (int k = 0; k < kStates; ++k) {
       state[k] = tensor.state[k] + unit.offset;
-      own.arrays[k] = Ahead(state[k], n);
+      states_ahead[k] = Ahead<float>(state[k], n);
     }
-    own.arrays[kStates] = copy_ahead(step, tensor, unit);
-    AllAhead<2> next;
+    const auto own = [&](int64_t i) INLINE_BODY {
+      for (const Ahead<float>& ahead : states_ahead) ahead.fetch(i);
+    };
+    Ahead<float> next_p;
+    Ahead<Grad> next_g;
     if (u + 1 < end) {
       const Unit after = step.units[u + 1];
-      next.arrays[0] = Ahead(arrays[after.tensor].param + after.offset, after.length);
-      next.arrays[1] = Ahead(static_cast<const Grad*>(arrays[after.tensor].grad) + after.offset, after.length);
+      next_p = Ahead<float>(arrays[after.tensor].param + after.offset, after.length);
+      next_g = Ahead<Grad>(static_cast<const Grad*>(arrays[after.tensor].grad) + after.offset, after.length);
     }
+    const auto next = [&](int64_t i) INLINE_BODY {
+      next_p.fetch(i);
+      next_g.fetch(i);
+    };
     const auto element = [&](int64_t i, const auto& transform) INLINE_BODY {
       float values[kStates];
       for (int k = 0; k < kStates; ++k) values[k] = state[k][i];
@@ -229,9 +68,9 @@ INLINE void update_units(const Step<Rule>& step, const Arrays<Rule>* arrays, dou
       for (int k = 0; k < kStates; ++k) state[k][i] = values[k];
     };
 
-    Moments moments;
-    Factors factors{static_cast<float>(unscale), 1.0f, false};
-    if (hyper.standardize_eps >= 0.0f) {
+    const bool standardized = hyper.standardize_eps >= 0.0f;
+    Transform t{0.0f, 0.0f, 0.0f, {static_cast<float>(unscale), 1.0f, false}};
+    if (standardized) {
       Sum sp, spp, sg, sgg, sgp;
       in_lanes_with(g, n, own, [&](int64_t i, int k, float grad) INLINE_BODY {
         const double x = p[i], y = grad;
@@ -242,30 +81,35 @@ INLINE void update_units(const Step<Rule>& step, const Arrays<Rule>* arrays, dou
         sgp.add_product<Processor>(k, x, y);
       });
       const Sums sums{sp.total(), spp.total(), sg.total(), sgg.total(), sgp.total()};
-      const Transform t = transform_of(sums, 1.0 / n, unscale, hyper);
-      factors = t.factors;
-      if (tensor.copy) {
-        const auto update = [&](int64_t i) INLINE_BODY { element(i, t); };
-        const auto sum = [&](int64_t i, int k) INLINE_BODY { moments.add<Processor>(k, p[i]); };
-        in_any_order_then_lanes(n, next, update, sum);
-      } else {
-        in_any_order(n, next, [&](int64_t i) INLINE_BODY { element(i, t); });
-      }
-    } else {
-      if (hyper.clipping >= 0.0f) {
-        Sum spp, sgg;
-        in_lanes_with(g, n, own, [&](int64_t i, int k, float grad) INLINE_BODY {
-          const double x = p[i], y = grad;
-          spp.add_product<Processor>(k, x, x);
-          sgg.add_product<Processor>(k, y, y);
-        });
-        factors = clip_factors(spp.total(), sgg.total(), unscale, hyper);
-      }
-      in_any_order(n, next, [&](int64_t i) INLINE_BODY { element(i, factors); });
+      t = transform_of(sums, 1.0 / n, unscale, hyper);
+    } else if (hyper.clipping >= 0.0f) {
+      Sum spp, sgg;
+      in_lanes_with(g, n, own, [&](int64_t i, int k, float grad) INLINE_BODY {
+        const double x = p[i], y = grad;
+        spp.add_product<Processor>(k, x, x);
+        sgg.add_product<Processor>(k, y, y);
+      });
+      t.factors = clip_factors(spp.total(), sgg.total(), unscale, hyper);
     }
-    if (step.clipped && factors.clipped) ++step.clipped[u];
-    write_copy(step, tensor, unit, hyper, moments);
+    if (step.clipped && t.factors.clipped) ++step.clipped[u];
+
+    // Here, one row late: the processor writes it while it waits for the roots and divisions of both rows.
+    write(step.copy, last);
+    last = copy_of(step, tensor, unit, hyper);
+
+    if (!standardized) {
+      in_any_order(n, next, [&](int64_t i) INLINE_BODY { element(i, t.factors); });
+    } else if (!tensor.copy) {
+      in_any_order(n, next, [&](int64_t i) INLINE_BODY { element(i, t); });
+    } else {
+      Moments moments;
+      const auto update = [&](int64_t i) INLINE_BODY { element(i, t); };
+      const auto sum = [&](int64_t i, int k) INLINE_BODY { moments.add<Processor>(k, p[i]); };
+      in_any_order_then_lanes(n, next, update, sum);
+      last.standardizer = moments.standardizer(n, hyper);
+    }
   }
+  write(step.copy, last);
 }
 
 // First unit of each of `parts` runs of about equally many elements; `parts + 1` entries.
@@ -308,6 +152,7 @@ void step_cpu(const Step<Rule>& step, const Arrays<Rule>* arrays) {
   const std::vector<int64_t> starts = split_by_elements(step.units, step.count, threads);
   at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
     step_part(step, arrays, unscale, starts[first], starts[last]);
+    end_of_copies();
   });
   if (step.clipped) ++step.clipped[step.count];
 }

@@ -5,6 +5,7 @@
 #include <c10/util/Half.h>
 
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 
 #define INLINE inline __attribute__((always_inline))
@@ -27,10 +28,10 @@ struct Avx512 {
   static constexpr bool kFused = true;
 };
 
-// body(processor) compiled for plain x86-64, for AVX2 and for AVX-512; this processor takes what it can. `body` must be
-// INLINE_BODY, as must all that it calls. No -march=native: the node that compiles and the nodes that train differ.
-// Sums in an order that no vector width changes, and fused only where that changes nothing, so that the choice changes
-// no bit.
+// body(processor) compiled for plain x86-64, for AVX2 and for AVX-512; of these this processor takes the last that it can
+// and may. `body` must be INLINE_BODY, as must all that it calls. No -march=native: the node that compiles and the nodes
+// that train differ. Sums in an order that no vector width changes, and fused only where that changes nothing, so that
+// the choice changes no bit.
 #if !defined(BASELINE_ONLY) && defined(__x86_64__) && defined(__GNUC__)
 template <class Body>
 __attribute__((target("avx2,fma,bmi,bmi2"))) void on_avx2(const Body& body) {
@@ -43,11 +44,22 @@ void on_avx512(const Body& body) {
   body(Avx512());
 }
 
+// Bits of the widest vectors that ATEN_CPU_CAPABILITY allows, torch's own switch for its operators.
+static inline int widest_allowed() {
+  static const int bits = [] {
+    const char* wish = std::getenv("ATEN_CPU_CAPABILITY");
+    if (wish && !std::strcmp(wish, "default")) return 128;
+    return wish && !std::strcmp(wish, "avx2") ? 256 : 512;
+  }();
+  return bits;
+}
+
 #define HAS(feature) __builtin_cpu_supports(feature)
 template <class Body>
 void on_this_processor(const Body& body) {
-  if (HAS("avx2") && HAS("fma") && HAS("bmi") && HAS("bmi2")) {
-    if (HAS("avx512f") && HAS("avx512bw") && HAS("avx512cd") && HAS("avx512dq") && HAS("avx512vl")) {
+  const int widest = widest_allowed();
+  if (widest >= 256 && HAS("avx2") && HAS("fma") && HAS("bmi") && HAS("bmi2")) {
+    if (widest >= 512 && HAS("avx512f") && HAS("avx512bw") && HAS("avx512cd") && HAS("avx512dq") && HAS("avx512vl")) {
       return on_avx512(body);
     }
     return on_avx2(body);

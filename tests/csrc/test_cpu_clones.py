@@ -179,7 +179,7 @@ def test_all_clones_of_group_norm_and_the_operator_write_the_same_bits(norms, sh
 def test_each_kind_of_processor_has_whole_vectors(processor, vector):
     """A condition in a loop may leave it to single elements for one kind alone: the same bits, and a quarter of the
     speed. Half floats of 16 bits are such still: plain x86-64 and AVX2 have no vectors of them. Sums of products of
-    doubles are fused."""
+    doubles are fused, and copies of the parameters written past the cache."""
     if shutil.which("objdump") is None:
         pytest.skip("no objdump on this machine")
     library = importlib.util.find_spec("engine._C").origin
@@ -193,14 +193,17 @@ def test_each_kind_of_processor_has_whole_vectors(processor, vector):
             found = re.findall(rf"\tv(add|sub|mul|sqrt)ps .*{vector}", function)
             packed[rule[1], dtype[1]] = {what: found.count(what) for what in ("add", "sub", "mul", "sqrt")}
             packed[rule[1], dtype[1]]["fused"] = len(re.findall(r"\tvfmadd\d*pd .*[yz]mm", function))
+            packed[rule[1], dtype[1]]["past the cache"] = len(re.findall(r"\tv?movnt(?:dq|ps) ", function))
     assert len(packed) == 2 * 5
     for (rule, dtype), counts in packed.items():
         assert min(counts[what] for what in ("add", "sub", "mul")) >= 2, (rule, dtype, counts)
         assert (counts["sqrt"] >= 2) == ("Adam" in rule), (rule, dtype, counts)
         assert (counts["fused"] >= 2) == ("Agc" in rule), (rule, dtype, counts)
+        assert (counts["past the cache"] >= 4) == ("Agc" in rule), (rule, dtype, counts)
 
 
-def test_a_processor_takes_the_code_that_is_made_for_it(tmp_path):
+def test_a_processor_takes_the_code_that_is_made_for_it(tmp_path, monkeypatch):
+    """No wider than ATEN_CPU_CAPABILITY allows, as torch's own operators."""
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler) is None:
         pytest.skip(f"no C++ compiler {compiler}")
@@ -210,4 +213,10 @@ def test_a_processor_takes_the_code_that_is_made_for_it(tmp_path):
     library = tmp_path / "taken.so"
     subprocess.run([compiler, "-std=c++20", "-shared", "-fPIC", *includes, source, "-o", library], check=True)
     fits = [kind for kind in ("avx512", "fused", "default") if NEEDS[kind] <= flags()]
-    assert ctypes.CDLL(str(library)).taken() == {"avx512": 512, "fused": 256, "default": 0}[fits[0]]
+    widest = {"avx512": 512, "fused": 256, "default": 0}[fits[0]]
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    for wish, most in ((None, 512), ("avx512", 512), ("avx2", 256), ("default", 0), ("vsx", 512)):
+        if wish is not None:
+            monkeypatch.setenv("ATEN_CPU_CAPABILITY", wish)
+        fresh = shutil.copy(library, tmp_path / f"{wish}.so")  # what it read stays with a library that is loaded
+        assert ctypes.CDLL(str(fresh)).taken() == min(widest, most), wish

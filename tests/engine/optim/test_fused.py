@@ -94,6 +94,23 @@ def test_half_gradients_and_copies(dtype, copy_dtype, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("before", [1, 31, 45])
+@pytest.mark.parametrize("copy_dtype", [torch.float32, *HALF])
+def test_copies_that_begin_within_a_cache_line(copy_dtype, before, device):
+    """Whole lines are written past the cache, and what is beside them is not touched."""
+    params = arrange(Bag(odd_shapes()), "list", device)
+    buffers = [torch.full((before + p.numel() + 33,), torch.nan, dtype=copy_dtype, device=device) for p in params]
+    copies = [b[before : before + p.numel()].view(p.shape) for b, p in zip(buffers, params, strict=True)]
+    weights = ForwardWeights(dict(zip(params, copies, strict=True)))
+    optimizer = AgcSgd(params, lr=0.05, forward_weights=weights, **SETTINGS)
+    give(params, gradients(params, 0, device=device), "list")
+    optimizer.step()
+    for p, c, buffer in zip(params, copies, buffers, strict=True):
+        assert torch.equal(c, p.detach().to(copy_dtype))
+        assert buffer[:before].isnan().all() and buffer[before + p.numel() :].isnan().all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("size", [1e-30, 1e30])
 @pytest.mark.parametrize("clipping", [0.01, None])
 def test_gradients_of_any_size(size, clipping, device):
