@@ -6,27 +6,11 @@
 #endif
 
 #include "passes.h"
-#include "scalar.h"
 #include "step.h"
+#include "sums.h"
 
 namespace boosterbit {
 namespace {
-
-// Sum and squares of a row's parameters.
-struct Moments {
-  Sum sum, squares;
-
-  template <class Processor>
-  INLINE void add(int k, float x) {
-    sum.add(k, x);
-    squares.add_product<Processor>(k, x, x);
-  }
-
-  template <class Hyper>
-  INLINE Standardizer standardizer(int64_t n, const Hyper& hyper) const {
-    return boosterbit::standardizer(sum.total(), squares.total(), 1.0 / n, hyper);
-  }
-};
 
 // The copy of a unit of n parameters.
 struct Copy {
@@ -36,6 +20,11 @@ struct Copy {
   bool standardized = false;
   Standardizer standardizer{};
 };
+
+template <class Hyper>
+INLINE Standardizer standardizer(const Moments& moments, int64_t n, const Hyper& hyper) {
+  return standardizer(moments.sum.total(), moments.squares.total(), 1.0 / n, hyper);
+}
 
 template <class Rule>
 INLINE Copy copy_of(const Step<Rule>& step, const Arrays<Rule>& tensor, const Unit& unit,

@@ -3,12 +3,14 @@
 
 #include <ATen/Parallel.h>
 
+#include <type_traits>
 #include <vector>
 
 #include "copy.h"
 #include "passes.h"
 #include "scalar.h"
 #include "step.h"
+#include "sums.h"
 
 namespace boosterbit {
 namespace {
@@ -21,11 +23,25 @@ INLINE void copy_only(const Step<Rule>& step, const Arrays<Rule>* arrays, int64_
     Copy copy = copy_of(step, arrays[unit.tensor], unit, hyper);
     if (copy.standardized) {
       Moments moments;
-      in_lanes(copy.n, kNothing, [&](int64_t i, int k) INLINE_BODY { moments.add<Processor>(k, copy.from[i]); });
-      copy.standardizer = moments.standardizer(copy.n, hyper);
+      add<Processor>(copy.from, copy.n, moments);
+      copy.standardizer = standardizer(moments, copy.n, hyper);
     }
     write(step.copy, copy);
   }
+}
+
+// A row's sums. Halves become floats first.
+template <class Processor, bool standardized, class Grad, class Later>
+INLINE void add_row(const float* p, const Grad* g, int64_t n, const Later& later, PairSums& sums) {
+  in_chunks(n, later, [&](int64_t begin, int64_t end) INLINE_BODY {
+    if constexpr (std::is_same_v<Grad, float>) {
+      add<Processor, standardized>(p + begin, g + begin, end - begin, sums);
+    } else {
+      float grads[kChunk];
+      any_order(begin, end, [&](int64_t i) INLINE_BODY { grads[i - begin] = g[i]; });
+      add<Processor, standardized>(p + begin, grads, end - begin, sums);
+    }
+  });
 }
 
 template <class Processor, class Grad, class Rule>
@@ -70,26 +86,13 @@ INLINE void update_units(const Step<Rule>& step, const Arrays<Rule>* arrays, dou
 
     const bool standardized = hyper.standardize_eps >= 0.0f;
     Transform t{0.0f, 0.0f, 0.0f, {static_cast<float>(unscale), 1.0f, false}};
+    PairSums sums;
     if (standardized) {
-      Sum sp, spp, sg, sgg, sgp;
-      in_lanes_with(g, n, own, [&](int64_t i, int k, float grad) INLINE_BODY {
-        const double x = p[i], y = grad;
-        sp.add(k, x);
-        spp.add_product<Processor>(k, x, x);
-        sg.add(k, y);
-        sgg.add_product<Processor>(k, y, y);
-        sgp.add_product<Processor>(k, x, y);
-      });
-      const Sums sums{sp.total(), spp.total(), sg.total(), sgg.total(), sgp.total()};
-      t = transform_of(sums, 1.0 / n, unscale, hyper);
+      add_row<Processor, true>(p, g, n, own, sums);
+      t = transform_of(sums.totals(), 1.0 / n, unscale, hyper);
     } else if (hyper.clipping >= 0.0f) {
-      Sum spp, sgg;
-      in_lanes_with(g, n, own, [&](int64_t i, int k, float grad) INLINE_BODY {
-        const double x = p[i], y = grad;
-        spp.add_product<Processor>(k, x, x);
-        sgg.add_product<Processor>(k, y, y);
-      });
-      t.factors = clip_factors(spp.total(), sgg.total(), unscale, hyper);
+      add_row<Processor, false>(p, g, n, own, sums);
+      t.factors = clip_factors(sums.pp.total(), sums.gg.total(), unscale, hyper);
     }
     if (step.clipped && t.factors.clipped) ++step.clipped[u];
 
@@ -103,10 +106,11 @@ INLINE void update_units(const Step<Rule>& step, const Arrays<Rule>* arrays, dou
       in_any_order(n, next, [&](int64_t i) INLINE_BODY { element(i, t); });
     } else {
       Moments moments;
-      const auto update = [&](int64_t i) INLINE_BODY { element(i, t); };
-      const auto sum = [&](int64_t i, int k) INLINE_BODY { moments.add<Processor>(k, p[i]); };
-      in_any_order_then_lanes(n, next, update, sum);
-      last.standardizer = moments.standardizer(n, hyper);
+      in_chunks(n, next, [&](int64_t begin, int64_t end) INLINE_BODY {
+        any_order(begin, end, [&](int64_t i) INLINE_BODY { element(i, t); });
+        add<Processor>(p + begin, end - begin, moments);
+      });
+      last.standardizer = standardizer(moments, n, hyper);
     }
   }
   write(step.copy, last);

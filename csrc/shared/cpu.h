@@ -13,8 +13,9 @@
 
 namespace boosterbit {
 
-// What code is compiled for, and whether it has a fused multiply-add there.
+// What code is compiled for, and whether it has AVX2 and a fused multiply-add there.
 struct Baseline {
+  static constexpr bool kAvx2 = false;
 #ifdef __FP_FAST_FMA
   static constexpr bool kFused = true;
 #else
@@ -22,9 +23,11 @@ struct Baseline {
 #endif
 };
 struct Avx2 {
+  static constexpr bool kAvx2 = true;
   static constexpr bool kFused = true;
 };
 struct Avx512 {
+  static constexpr bool kAvx2 = true;
   static constexpr bool kFused = true;
 };
 
@@ -33,8 +36,10 @@ struct Avx512 {
 // that train differ. Sums in an order that no vector width changes, and fused only where that changes nothing, so that
 // the choice changes no bit.
 #if !defined(BASELINE_ONLY) && defined(__x86_64__) && defined(__GNUC__)
+#define ON_AVX2 __attribute__((target("avx2,fma,bmi,bmi2")))
+
 template <class Body>
-__attribute__((target("avx2,fma,bmi,bmi2"))) void on_avx2(const Body& body) {
+ON_AVX2 void on_avx2(const Body& body) {
   body(Avx2());
 }
 
@@ -73,13 +78,6 @@ void on_this_processor(const Body& body) {
   body(Baseline());
 }
 #endif
-
-// sum + x y, of floats as double: 48 of 53 bits hold the product, so that it is rounded once, fused or not.
-template <class Processor>
-INLINE double plus_product(double sum, double x, double y) {
-  if constexpr (Processor::kFused) return __builtin_fma(x, y, sum);
-  return sum + x * y;
-}
 
 template <class T>
 INLINE T cast(float x) {
