@@ -36,8 +36,8 @@ class Ahead {
   int64_t n_ = 0;  // elements
 };
 
-// body(begin, end) for each chunk of n elements, after later(begin) has asked for the chunk of what comes later. What is left
-// comes last and on its own, so that the loop over whole chunks keeps its sums in registers.
+// body(begin, end) for each chunk of n elements, after later(begin) has asked for the chunk of what comes later. What is
+// left comes last and on its own, so that the loop over whole chunks keeps its sums in registers.
 template <class Later, class Body>
 INLINE void in_chunks(int64_t n, const Later& later, const Body& body) {
   int64_t i = 0;

@@ -15,8 +15,8 @@ namespace {
 
 constexpr int kLanes = 8;
 
-// Element i goes to lane i % kLanes, and the lanes are added in pairs. Double: squares of 1e30 do not overflow, squares of
-// 1e-30 do not vanish, and a sum over 20,000 loses nothing.
+// Element i goes to lane i % kLanes, and the lanes are added in pairs. Double: squares of 1e30 do not overflow, squares
+// of 1e-30 do not vanish, and a sum over 20,000 loses nothing.
 struct Sum {
   double lane[kLanes] = {};
 
