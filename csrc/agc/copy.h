@@ -19,11 +19,16 @@ struct Copy {
   int64_t n = 0;
   bool standardized = false;
   Standardizer standardizer{};
+  bool numbers = false;  // standardized, no element is NaN
 };
 
+// From the sums over a row's parameters. Of so small squares none is NaN or infinite, nor is a difference from the mean;
+// and 0 times such an inverse is 0.
 template <class Hyper>
-INLINE Standardizer standardizer(const Moments& moments, int64_t n, const Hyper& hyper) {
-  return standardizer(moments.sum.total(), moments.squares.total(), 1.0 / n, hyper);
+INLINE void standardize(const Moments& moments, const Hyper& hyper, Copy& copy) {
+  const double squares = moments.squares.total();
+  copy.standardizer = standardizer(moments.sum.total(), squares, 1.0 / copy.n, hyper);
+  copy.numbers = squares < 1e60 && copy.standardizer.inverse < 1e30f;
 }
 
 template <class Rule>
@@ -35,12 +40,12 @@ INLINE Copy copy_of(const Step<Rule>& step, const Arrays<Rule>& tensor, const Un
               hyper.standardize_eps >= 0.0f};
 }
 
-// to[i] = value(i) for each of n elements, whole lines past the cache: a line that is written in the cache is read first,
-// and nobody reads these before the next forward pass. end_of_copies() before another thread does.
+// to[i] = value(i), a T, for each of n elements, whole lines past the cache: a line that is written in the cache is read
+// first, and nobody reads these before the next forward pass. end_of_copies() before another thread does.
 template <class T, class Value>
 INLINE void write_past_cache(T* to, int64_t n, const Value& value) {
   const auto write = [&](int64_t begin, int64_t end) INLINE_BODY {
-    any_order(begin, end, [&](int64_t i) INLINE_BODY { to[i] = cast<T>(value(i)); });
+    any_order(begin, end, [&](int64_t i) INLINE_BODY { to[i] = value(i); });
   };
 #if defined(__SSE2__)
   constexpr int64_t kElements = kLine / sizeof(T);
@@ -49,7 +54,7 @@ INLINE void write_past_cache(T* to, int64_t n, const Value& value) {
   write(0, i);
   for (; i + kElements <= n; i += kElements) {
     alignas(kLine) T line[kElements];
-    any_order(0, kElements, [&](int64_t k) INLINE_BODY { line[k] = cast<T>(value(i + k)); });
+    any_order(0, kElements, [&](int64_t k) INLINE_BODY { line[k] = value(i + k); });
     const __m128i* from = reinterpret_cast<const __m128i*>(line);
     for (int part = 0; part < 4; ++part) _mm_stream_si128(reinterpret_cast<__m128i*>(to + i) + part, from[part]);
   }
@@ -70,10 +75,13 @@ INLINE void write(const Copy& copy) {
   T* to = static_cast<T*>(copy.to);
   const float* __restrict__ from = copy.from;
   const Standardizer s = copy.standardizer;
-  if (copy.standardized) {
-    write_past_cache(to, copy.n, [&](int64_t i) INLINE_BODY { return (from[i] - s.mean) * s.inverse; });
+  const auto standardized = [&](int64_t i) INLINE_BODY { return (from[i] - s.mean) * s.inverse; };
+  if (copy.numbers) {
+    write_past_cache(to, copy.n, [&](int64_t i) INLINE_BODY { return cast_number<T>(standardized(i)); });
+  } else if (copy.standardized) {
+    write_past_cache(to, copy.n, [&](int64_t i) INLINE_BODY { return cast<T>(standardized(i)); });
   } else {
-    write_past_cache(to, copy.n, [&](int64_t i) INLINE_BODY { return from[i]; });
+    write_past_cache(to, copy.n, [&](int64_t i) INLINE_BODY { return cast<T>(from[i]); });
   }
 }
 

@@ -24,7 +24,7 @@ INLINE void copy_only(const Step<Rule>& step, const Arrays<Rule>* arrays, int64_
     if (copy.standardized) {
       Moments moments;
       add<Processor>(copy.from, copy.n, moments);
-      copy.standardizer = standardizer(moments, copy.n, hyper);
+      standardize(moments, hyper, copy);
     }
     write(step.copy, copy);
   }
@@ -110,7 +110,7 @@ INLINE void update_units(const Step<Rule>& step, const Arrays<Rule>* arrays, dou
         any_order(begin, end, [&](int64_t i) INLINE_BODY { element(i, t); });
         add<Processor>(p + begin, end - begin, moments);
       });
-      last.standardizer = standardizer(moments, n, hyper);
+      standardize(moments, hyper, last);
     }
   }
   write(step.copy, last);

@@ -84,13 +84,25 @@ INLINE T cast(float x) {
   return static_cast<T>(x);
 }
 
+// The same for what is not NaN, which may be less work.
+template <class T>
+INLINE T cast_number(float x) {
+  return static_cast<T>(x);
+}
+
 // c10's conversion, without its branch: to the nearest, ties to even; the compiler then makes vectors of it.
 template <>
-INLINE c10::BFloat16 cast<c10::BFloat16>(float x) {
+INLINE c10::BFloat16 cast_number<c10::BFloat16>(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof(bits));
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  return c10::BFloat16(static_cast<uint16_t>(x != x ? 0x7fc0u : rounded), c10::BFloat16::from_bits());
+  return c10::BFloat16(static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16),
+                       c10::BFloat16::from_bits());
+}
+
+template <>
+INLINE c10::BFloat16 cast<c10::BFloat16>(float x) {
+  const uint16_t number = cast_number<c10::BFloat16>(x).x;
+  return c10::BFloat16(static_cast<uint16_t>(x != x ? 0x7fc0u : number), c10::BFloat16::from_bits());
 }
 
 }  // namespace boosterbit

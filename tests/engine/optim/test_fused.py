@@ -111,6 +111,28 @@ def test_copies_that_begin_within_a_cache_line(copy_dtype, before, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("copy_dtype", [torch.float32, *HALF])
+def test_standardized_copies_keep_what_is_no_number(copy_dtype, device):
+    rows = torch.randn(8, 200)
+    all_bits = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)  # rounded up, this NaN would become -0
+    rows[1, 7], rows[2, 199], rows[3, 0], rows[4] = torch.nan, torch.inf, all_bits, 0.25
+    rows[5].mul_(1e-20), rows[6].mul_(1e15), rows[7].mul_(1e31)
+    params = [nn.Parameter(rows.to(device))]
+    copies = [torch.zeros_like(p, dtype=copy_dtype) for p in params]
+    weights = ForwardWeights({params[0]: copies[0]}, frozenset(params), 0.0)
+    optimizer = AgcSgd(params, lr=0.0, forward_weights=weights, **SETTINGS)
+    give(params, [torch.zeros_like(p) for p in params], "list")
+    optimizer.step()
+    assert torch.equal(params[0].detach().cpu().nan_to_num(0.5), rows.nan_to_num(0.5))
+    wide = rows.double()
+    expected = (wide - wide.mean(1, keepdim=True)) / wide.var(1, correction=0, keepdim=True).sqrt()
+    assert torch.equal(copies[0].isnan().cpu(), expected.isnan())
+    tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[copy_dtype]
+    known = [0, 5, 6, 7]
+    torch.testing.assert_close(copies[0].double().cpu()[known], expected[known], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("size", [1e-30, 1e30])
 @pytest.mark.parametrize("clipping", [0.01, None])
 def test_gradients_of_any_size(size, clipping, device):
