@@ -3,6 +3,7 @@
 
 #include <ATen/Parallel.h>
 
+#include <atomic>
 #include <type_traits>
 #include <vector>
 
@@ -116,6 +117,10 @@ INLINE void update_units(const Step<Rule>& step, const Arrays<Rule>* arrays, dou
   write(step.copy, last);
 }
 
+// A thread takes the next part when it is done with one: short rows take longer than long ones of as many elements, and
+// another program may take a core for a while.
+constexpr int kPartsOfAThread = 16;
+
 // First unit of each of `parts` runs of about equally many elements; `parts + 1` entries.
 inline std::vector<int64_t> split_by_elements(const Unit* units, int64_t count, int parts) {
   int64_t total = 0;
@@ -152,10 +157,11 @@ template <class Rule>
 void step_cpu(const Step<Rule>& step, const Arrays<Rule>* arrays) {
   if (step.found_inf && *step.found_inf != 0.0f) return;
   const double unscale = step.grad_scale ? 1.0 / static_cast<double>(*step.grad_scale) : 1.0;
-  const int threads = at::get_num_threads();
-  const std::vector<int64_t> starts = split_by_elements(step.units, step.count, threads);
-  at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
-    step_part(step, arrays, unscale, starts[first], starts[last]);
+  const int threads = at::get_num_threads(), parts = threads > 1 ? threads * kPartsOfAThread : 1;
+  const std::vector<int64_t> starts = split_by_elements(step.units, step.count, parts);
+  std::atomic<int> next{0};
+  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (int part; (part = next++) < parts;) step_part(step, arrays, unscale, starts[part], starts[part + 1]);
     end_of_copies();
   });
   if (step.clipped) ++step.clipped[step.count];

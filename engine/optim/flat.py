@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from engine.optim.span import zeros
+
 ALIGNMENT = 32  # elements: 128 bytes in fp32, one memory transaction of a GPU and a multiple of any vector width
 
 
@@ -48,8 +50,8 @@ class FlatParameters:
             self.slots.append(Slot(name, end, parameter.numel(), parameter.shape))
             self.parameters.append(parameter)
             end += -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
-        self.values = torch.zeros(end, device=device)
-        self.grads_and_sums = torch.zeros(end + ALIGNMENT, device=device)
+        self.values = zeros(end, device)
+        self.grads_and_sums = zeros(end + ALIGNMENT, device)
         self.grads, self.sums = self.grads_and_sums[:end], self.grads_and_sums[end : end + 2]
         self.count, self.loss = self.sums[:1], self.sums[1:]
         self.places = [self.view(self.grads, slot, channels_last=channels_last) for slot in self.slots]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+_HUGE = 2 << 20  # bytes of a huge page; on other architectures more or less, where asking for it changes nothing
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,25 @@ class FlatSpan:
         """One float32 buffer with the tensors `found`, zero where there is none yet: theirs, if it is one already."""
         if self.shift(found) is not None:
             return self.whole(found)
-        buffer = torch.zeros(self.length, device=self.first.device)
+        buffer = zeros(self.length, self.first.device)
         for param, tensor in zip(self.params, found, strict=True):
             if tensor is not None and param.numel():
                 self.view(buffer, param).copy_(tensor)
         return buffer
+
+
+def zeros(numel: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """1-D zeros. On a CPU Linux is asked for huge pages: a step reads and writes several buffers at once, and spends up
+    to a fifth of its time on looking up addresses of small pages."""
+    if device.type != "cpu" or numel * dtype.itemsize < 2 * _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(numel, device=device, dtype=dtype)
+    buffer = torch.empty(numel, device=device, dtype=dtype)
+    if type(buffer) is Tensor:  # a fake one has no memory
+        begin = -(-buffer.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (buffer.data_ptr() + buffer.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        # What it answers does not matter: where there are no huge pages, small ones do.
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_HUGEPAGE)
+    return buffer.zero_()
 
 
 def same_layout(a: Tensor, b: Tensor) -> bool:

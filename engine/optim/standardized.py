@@ -16,6 +16,7 @@ from engine.network.bit import STD_EPS, StdConv2d
 from engine.optim import ops
 from engine.optim.flat import FlatParameters
 from engine.optim.fused import ForwardWeights
+from engine.optim.span import zeros
 from loaders.errors import UserError
 
 
@@ -30,7 +31,7 @@ class StandardizedWeights:
     def __init__(self, model: nn.Module, flat: FlatParameters, dtype: torch.dtype) -> None:
         device = flat.values.device
         ops.require(device)
-        self._values, self._copies = flat.values, torch.zeros_like(flat.values, dtype=dtype)
+        self._values, self._copies = flat.values, zeros(len(flat.values), device, dtype)
         convolutions = {module.weight: module for module in model.modules() if isinstance(module, StdConv2d)}
         copies: dict[Tensor, Tensor] = {}
         regions = []
