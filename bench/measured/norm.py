@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bench.measured import timing
 from engine.network import bit, family, norm
+from engine.training.precision import Precision
 from loaders.errors import UserError
 
 OURS, PEER, COPY = "operator", "torch GroupNorm + ReLU", "copy"
@@ -110,6 +111,7 @@ def run(
         raise UserError(
             f"the operator is not built for {device.type}; build it with python setup.py build_ext --inplace"
         )
+    Precision("fp32", device).prepare()  # memory as in training, for all of them
     batch = batch or (128 if device.type == "cuda" else 8)
     hardware = timing.hardware(device)  # before this run is itself the load
     groups = family.member(model).groups
