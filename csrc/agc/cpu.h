@@ -106,6 +106,7 @@ INLINE void update_units(const Step<Rule>& step, const Arrays<Rule>* arrays, dou
     } else if (!tensor.copy) {
       in_any_order(n, next, [&](int64_t i) INLINE_BODY { element(i, t); });
     } else {
+      // Apart: in one loop with an update, which has a condition, sums do not stay in registers.
       Moments moments;
       in_chunks(n, next, [&](int64_t begin, int64_t end) INLINE_BODY {
         any_order(begin, end, [&](int64_t i) INLINE_BODY { element(i, t); });
