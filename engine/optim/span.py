@@ -75,7 +75,7 @@ class FlatSpan:
 
 def zeros(numel: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """1-D zeros. On a CPU Linux is asked for huge pages: a step reads and writes several buffers at once, and spends up
-    to a fifth of its time on looking up addresses of small pages."""
+    to a fifth of its time on looking up addresses of small pages. Memory that the process used before keeps these."""
     if device.type != "cpu" or numel * dtype.itemsize < 2 * _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.zeros(numel, device=device, dtype=dtype)
     buffer = torch.empty(numel, device=device, dtype=dtype)
