@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_HUGE = 2 << 20  # bytes of a huge page; on other architectures more or less, where asking for it changes nothing
+_HUGE = 2 << 20  # bytes of a huge page on x86-64; where they are larger, a buffer that is smaller gets none
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class FlatSpan:
 
 
 def zeros(numel: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """1-D zeros. On a CPU Linux is asked for huge pages: a step reads and writes several buffers at once, and spends up
-    to a fifth of its time on looking up addresses of small pages. Memory that the process used before keeps these."""
+    """1-D zeros. On a CPU Linux is asked for huge pages: a step reads and writes several buffers at once, and looks up
+    fewer addresses then (docs/log.md has what that is worth). Memory that the process used before keeps small ones."""
     if device.type != "cpu" or numel * dtype.itemsize < 2 * _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.zeros(numel, device=device, dtype=dtype)
     buffer = torch.empty(numel, device=device, dtype=dtype)

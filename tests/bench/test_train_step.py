@@ -48,7 +48,7 @@ def test_what_it_reports(data, tmp_path, capsys, digits):
     assert result["tflops_reached"] == pytest.approx(flops * found["images_per_second"] / 1e12)
     reached, peak = result["tflops_reached"], result["mfu_relative_to"]["tflops"]
     assert result["mfu_percent"] == pytest.approx(100 * reached / peak)
-    assert {"cpu", "cores", "load_before"} <= set(result["hardware"])
+    assert {"cpu", "vectors", "cores", "load_before"} <= set(result["hardware"])
     assert result["versions"]["torch"] == torch.__version__
 
 

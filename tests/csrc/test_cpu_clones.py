@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,19 @@ pytestmark = [
     pytest.mark.skipif(platform.machine() != "x86_64", reason="several kinds are compiled for on x86-64 only"),
 ]
 ROOT = Path(__file__).parents[2]
+RUN = """
+import sys, torch
+from engine import compiled
+assert compiled.loaded()
+given, tables, norm = torch.load(sys.argv[1])
+own = torch.ops.boosterbit
+for params, grads, momenta, copies in given:
+    own.agc_sgd_list_(params, grads, momenta, *tables, copies=copies)
+x, weight, bias, grad = norm
+y, mean, inverse = own.group_norm_relu(x, weight, bias, 8, 1e-5)
+found = [y, mean, inverse, *own.group_norm_relu_backward(grad, x, weight, bias, mean, inverse, 8, None)]
+torch.save([*(t for case in given for ts in case for t in ts), *found], sys.argv[2])
+"""
 DTYPES = {None: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 KINDS = {"default": "-march=x86-64", "avx2": "-mavx2", "fused": "-march=x86-64-v3", "avx512": "-march=x86-64-v4"}
 NEEDS = {"default": set(), "avx2": {"avx2"}, "fused": {"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm"}}
@@ -173,6 +187,23 @@ def test_all_clones_of_group_norm_and_the_operator_write_the_same_bits(norms, sh
         given = ctypes.c_void_p(grad.data_ptr()), *inputs, *outputs[1:3], more, outputs[3]
         library.backward(numbers, *given, ctypes.c_void_p(parts.data_ptr()), *outputs[4:])
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), kind
+
+
+def test_what_the_module_has_for_each_processor_writes_the_same_bits(tmp_path):
+    """The clones above are built for one processor each; here the module itself is told which to take."""
+    hyper = torch.tensor([ops.hyper_row(SETTINGS), ops.hyper_row(SETTINGS, EPS)])
+    table = ops.unit_table([ops.Region(s, 0, int(len(s) > 1), i) for i, s in enumerate(SHAPES)])
+    given = [case(dtype, copy, EPS) for dtype in list(DTYPES)[1:] for copy in list(DTYPES)[1:]]
+    norm = norm_cases.case((3, 40, 7, 7), torch.bfloat16, torch.channels_last, mean=3.0)
+    tensors = [tuple([t.detach() for t in ts] for ts in one) for one in given]
+    torch.save((tensors, (table.units, table.classes, torch.tensor([0.1]), hyper), norm), tmp_path / "given")
+    found = {}
+    for kind in ("avx512", "avx2", "default"):
+        command = [sys.executable, "-c", RUN, tmp_path / "given", tmp_path / kind]
+        subprocess.run(command, cwd=ROOT, env=os.environ | {"ATEN_CPU_CAPABILITY": kind}, check=True)
+        found[kind] = torch.load(tmp_path / kind)
+    for kind in ("avx512", "avx2"):
+        assert all(torch.equal(a, b) for a, b in zip(found[kind], found["default"], strict=True)), kind
 
 
 @pytest.mark.parametrize(("processor", "vector"), [("avx2", "ymm"), ("avx512", "zmm")])
